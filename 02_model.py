@@ -1,0 +1,245 @@
+"""Lesson 2: the network, its grid of priors, match (keypoints -> grid) and decode (grid -> keypoints).
+
+    python 02_model.py
+
+Reads   a picture of data/sample, if there; else noise.
+Writes  nothing: it pushes one picture through and prints the shape after every layer.
+Time    a second.
+See     1920x320 px become a grid of 60x10 cells with five values each, and a keypoint survive match and decode.
+Next    python 03_train.py trains what stands here.
+
+Every cell of the grid looks after 32x32 px. Its prior is its centre, and it answers with five values: dx and dy, the way
+from the prior to the keypoint, and a score for each class: background, keyPoint_1, keyPoint_2. SSD has several maps and
+several prior boxes a cell, so it must compare boxes (IoU), encode widths and heights, and sort out double answers (NMS).
+Points of one size need one map and one prior a cell: then a keypoint belongs to the cell it lies in, and that is all.
+"""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from common import CELL, DATA_FOLDER, IMAGE_SUFFIXES, UserError, pad_image, read_image, round_up_to_cell, run_main
+
+# The layers, as (kernel, stride, padding, channels out), in px. The strides multiply to 4 * 2 * 2 * 2 = 32 = CELL.
+# Kernels of down-sampling layers are even: with kernel = stride + 2 and padding 1 a cell looks exactly where its prior
+# is. A 3x3 kernel with stride 2 looks half a pixel up-left of it, and five in a row look 15.5 px off.
+LAYER_LIST = [
+    (6, 4, 1, 24),  # 1920x320 -> 480x80
+    (4, 2, 1, 32),  # -> 240x40
+    (4, 2, 1, 64),  # -> 120x20
+    (3, 1, 1, 64),
+    (4, 2, 1, 96),  # -> 60x10
+    (3, 1, 1, 96),
+]
+OFFSET_UNIT = CELL / 2  # px; the network says offsets in half cells, so that what it learns lies within -1 to 1
+NEIGHBOUR = -1  # class id of a cell beside a keypoint's own: it learns the offset but is neither keypoint nor background
+
+
+class KeypointNet(nn.Module):
+    """A plain stack of convolution, BN, ReLU; then a 1x1 convolution that gives a cell's 2 + class_count values.
+
+    class_count: categories with background, 3 here. Input: `[N, 3, H, W]`, uint8 or float, 0 to 255, H and W multiples
+    of 32. Output: float32 `[N, 2 + class_count, H / 32, W / 32]`; channels 0, 1: dx, dy in half cells; from 2: class scores.
+    """
+
+    def __init__(self, class_count: int):
+        super().__init__()
+        layer_list, channels_in = [], 3
+        for kernel, stride, padding, channels_out in LAYER_LIST:
+            # No bias: BN subtracts each channel's mean, and with it any bias; BN brings a bias of its own.
+            layer_list += [nn.Conv2d(channels_in, channels_out, kernel, stride, padding, bias=False),
+                           nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
+            channels_in = channels_out
+        self.body = nn.Sequential(*layer_list)
+        self.head = nn.Conv2d(channels_in, 2 + class_count, kernel_size=1)
+        # Weights stand in memory channels-last, as pictures do: convolutions on a CPU run about 1.3 times as fast.
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images_4d: torch.Tensor) -> torch.Tensor:
+        feature_4d = self.body(images_4d.float() / 255)  # [N, 96, 60, 10]
+        return self.head(feature_4d)  # [N, 5, 60, 10]
+
+
+def make_priors(rows: int, columns: int, device="cpu") -> torch.Tensor:
+    """The centres of the cells in px, `[2, rows, columns]`: x, y.
+
+    >>> make_priors(60, 10)[:, 0, :2]
+    tensor([[16., 48.],
+            [16., 16.]])
+    """
+    y = (torch.arange(rows, device=device) + 0.5) * CELL
+    x = (torch.arange(columns, device=device) + 0.5) * CELL
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"))  # [2, 60, 10]
+
+
+def match(label_2d_array: np.ndarray, picture_count: int, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ground truth onto the grid: what each cell should answer.
+
+    label_2d_array: `[M, 4]`, a row a keypoint: picture index, class id, x, y in px. Returns gt_offset `[N, 2, rows, columns]`
+    in px, float32, and gt_class_id `[N, rows, columns]`, int64: 0 background, NEIGHBOUR beside a keypoint, else the class.
+
+    The cells round a keypoint's own learn the offset too: nine lessons from one label. They stay out of the class loss,
+    since a keypoint on a border belongs to both cells about as much. Where keypoints compete, the nearer to the prior wins.
+
+    >>> gt_offset, gt_class_id = match(np.array([[0, 2, 40, 20]]), 1, 3, 3)
+    >>> gt_offset[0, :, 0, 1], gt_class_id[0, 0].tolist()  # the cell at row 0, column 1; its prior is (48, 16)
+    (array([-8.,  4.], dtype=float32), [-1, 2, -1])
+    """
+    gt_offset_4d_array = np.zeros((picture_count, 2, rows, columns), np.float32)
+    gt_class_id_3d_array = np.zeros((picture_count, rows, columns), np.int64)
+    label_2d_array = np.asarray(label_2d_array, np.float32).reshape(-1, 4)
+    picture, class_id = label_2d_array[:, 0].astype(int), label_2d_array[:, 1].astype(int)
+    x, y = label_2d_array[:, 2], label_2d_array[:, 3]
+    # Nine candidates a keypoint: its own cell and the eight round it.
+    step_row, step_column = np.meshgrid([-1, 0, 1], [-1, 0, 1], indexing="ij")
+    row = np.floor(y / CELL).astype(int)[:, None] + step_row.ravel()  # [M, 9]
+    column = np.floor(x / CELL).astype(int)[:, None] + step_column.ravel()
+    dx, dy = x[:, None] - (column + 0.5) * CELL, y[:, None] - (row + 0.5) * CELL
+    is_own = np.broadcast_to((step_row.ravel() == 0) & (step_column.ravel() == 0), row.shape)
+    picture, class_id = np.broadcast_to(picture[:, None], row.shape), np.broadcast_to(class_id[:, None], row.shape)
+    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    # Written from the worst candidate to the best, so that the best stays: own cells last, the nearest to the prior very last.
+    order = np.lexsort((-np.hypot(dx, dy)[inside], is_own[inside]))
+    cell = picture[inside][order], row[inside][order], column[inside][order]
+    gt_class_id_3d_array[cell] = np.where(is_own, class_id, NEIGHBOUR)[inside][order]
+    gt_offset_4d_array[cell[0], 0, cell[1], cell[2]] = dx[inside][order]
+    gt_offset_4d_array[cell[0], 1, cell[1], cell[2]] = dy[inside][order]
+    return gt_offset_4d_array, gt_class_id_3d_array
+
+
+def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0.5):
+    """Network output into keypoints, a (keypoint_2d `[K, 2]` x and y in px, class_id_1d `[K]`, score_1d `[K]`) a picture.
+
+    max_per_class: the most keypoints of one class that a picture of the data set holds. Where it is 1, the best cell of
+    each class answers, if its score passes the threshold; else every cell that passes it and beats its eight neighbours.
+    """
+    offset_4d = output_4d[:, :2] * OFFSET_UNIT  # [N, 2, 60, 10]
+    score_4d = output_4d[:, 2:].softmax(dim=1)[:, 1:]  # [N, 2, 60, 10]; dim=1: over a cell's classes; background left out
+    place_4d = make_priors(*output_4d.shape[2:], output_4d.device) + offset_4d  # [N, 2, 60, 10]
+    if max_per_class == 1:
+        best_4d = score_4d.amax(dim=(2, 3), keepdim=True)  # [N, 2, 1, 1]
+    else:
+        best_4d = nn.functional.max_pool2d(score_4d, kernel_size=3, stride=1, padding=1)  # [N, 2, 60, 10]
+    answers_4d = (score_4d == best_4d) & (score_4d >= threshold)  # [N, 2, 60, 10]
+    result_list = []
+    for answers_3d, score_3d, place_3d in zip(answers_4d, score_4d, place_4d):
+        class_index, row, column = answers_3d.nonzero(as_tuple=True)
+        result_list.append((place_3d[:, row, column].T, class_index + 1, score_3d[class_index, row, column]))
+    return result_list
+
+
+def receptive_field(layer_list=None) -> tuple[int, int, float]:
+    """Size, jump and centre (px from the picture's left edge, for the first cell) of what a cell of the last layer sees.
+
+    The rules of Dumoulin and Visin, "A guide to convolution arithmetic": each layer adds (kernel - 1) * jump to the size
+    and moves the centre by ((kernel - 1) / 2 - padding) * jump; then the jump grows by the stride.
+
+    >>> receptive_field([(3, 2, 1, 8)] * 5)  # the usual 3x3 with stride 2: centre 0.5, but the prior is at 16
+    (63, 32, 0.5)
+    """
+    size, jump, centre = 1, 1, 0.5
+    for kernel, stride, padding, _ in layer_list or LAYER_LIST:
+        size += (kernel - 1) * jump
+        centre += ((kernel - 1) / 2 - padding) * jump
+        jump *= stride
+    return size, jump, centre
+
+
+def fold_batch_norm(network: KeypointNet) -> KeypointNet:
+    """A copy of a trained network for use: each BN multiplied into the convolution before it. Same answers, less work.
+
+    In evaluation mode BN is y = (x - mean) / sqrt(variance + eps) * weight + bias: a factor and a summand a channel, and a
+    convolution is linear, so the factor goes into its weights and the summand becomes its bias.
+    """
+    layer_list = []
+    for layer in network.body:
+        if isinstance(layer, nn.BatchNorm2d):
+            factor_1d = layer.weight / torch.sqrt(layer.running_var + layer.eps)
+            old = layer_list.pop()
+            conv = nn.Conv2d(old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding)
+            conv.weight.data = old.weight.data * factor_1d[:, None, None, None].data
+            conv.bias.data = (layer.bias - layer.running_mean * factor_1d).data
+            layer = conv
+        layer_list.append(layer)
+    folded = KeypointNet(network.head.out_channels - 2)
+    folded.body, folded.head = nn.Sequential(*layer_list), network.head
+    return folded.to(network.head.weight.device).eval()
+
+
+def load_weights(path: Path, device="cpu") -> tuple[KeypointNet, dict]:
+    """Load what 03_train.py saved: the network in evaluation mode, and {"category_list", "box_size", "max_per_class"}.
+
+    weights_only=True reads tensors and plain values and executes nothing that a file may hold. Raises UserError.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; train with 03_train.py first")
+    try:
+        saved_dict = torch.load(path, map_location="cpu", weights_only=True)
+        network = KeypointNet(len(saved_dict["category_list"]))
+        network.load_state_dict(saved_dict["network"])
+        about_dict = {key: saved_dict[key] for key in ("category_list", "box_size", "max_per_class")}
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0][:80] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: not the weights of this network ({reason}); train again with 03_train.py") from None
+    return network.to(device).eval(), about_dict
+
+
+def find_weights(data_folder: Path) -> Path:
+    """The data folder's own weights, else those that come with the repository."""
+    own = data_folder / "weights.pt"
+    return own if own.is_file() else DATA_FOLDER / "pretrained.pt"
+
+
+@torch.inference_mode()
+def find_keypoints(network: KeypointNet, about_dict: dict, image_3d_array: np.ndarray, threshold: float = 0.5) -> list[dict]:
+    """Keypoints of one picture, uint8 `[height, width, 3]`, any size: dicts with class, x, y, score, box (px)."""
+    height, width = image_3d_array.shape[:2]
+    padded_3d_array = pad_image(image_3d_array, round_up_to_cell(height), round_up_to_cell(width))
+    image_4d = torch.from_numpy(np.ascontiguousarray(padded_3d_array)).to(network.head.weight.device)
+    output_4d = network(image_4d.permute(2, 0, 1)[None])  # [1, 5, 60, 10]
+    (keypoint_2d, class_id_1d, score_1d), = decode(output_4d, about_dict["max_per_class"], threshold)
+    half_width, half_height = about_dict["box_size"][0] / 2, about_dict["box_size"][1] / 2
+    return [{"class": about_dict["category_list"][class_id], "x": round(x, 2), "y": round(y, 2), "score": round(score, 4),
+             "box": [round(x - half_width, 2), round(y - half_height, 2), round(x + half_width, 2), round(y + half_height, 2)]}
+            for (x, y), class_id, score in zip(keypoint_2d.tolist(), class_id_1d.tolist(), score_1d.tolist())]
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    network = KeypointNet(class_count=3).eval()
+    sample_list = sorted(p for p in (DATA_FOLDER / "sample").glob("*") if p.suffix in IMAGE_SUFFIXES)
+    image_3d_array = read_image(sample_list[0]) if sample_list else np.zeros((1920, 320, 3), np.uint8)
+    print(f"a picture as numpy reads it:        {image_3d_array.dtype} {list(image_3d_array.shape)}  height, width, RGB")
+    # from_numpy shares the array's memory; permute reorders the dimensions without moving a byte; [None] adds one.
+    image_4d = torch.from_numpy(image_3d_array.copy()).permute(2, 0, 1)[None]
+    print(f"as a batch of one for the network:  {image_4d.dtype} {list(image_4d.shape)}\n")
+    feature_4d = image_4d.float() / 255
+    with torch.no_grad():
+        for layer in network.body:
+            feature_4d = layer(feature_4d)
+            if isinstance(layer, nn.Conv2d):
+                print(f"conv {layer.kernel_size[0]}x{layer.kernel_size[0]} stride {layer.stride[0]} padding {layer.padding[0]}"
+                      f"  -> {list(feature_4d.shape)}")
+        output_4d = network.head(feature_4d)
+    print(f"head 1x1                      -> {list(output_4d.shape)}: 2 offsets and 3 class scores a cell\n")
+    size, jump, centre = receptive_field()
+    print(f"a cell sees {size}x{size} px; cells are {jump} px apart; the first looks at {centre} px, its prior is at {CELL / 2}\n")
+
+    label_2d_array = np.array([[0, 1, 100.25, 700.5]], np.float32)  # picture 0, class 1, x, y
+    gt_offset_4d_array, gt_class_id_3d_array = match(label_2d_array, 1, 60, 10)
+    row, column = (int(i[0]) for i in np.nonzero(gt_class_id_3d_array[0] == 1))
+    print(f"match: a keypoint of class 1 at x 100.25, y 700.5 belongs to the cell at row {row}, column {column};")
+    print(f"       from its prior (112, 688) it is {gt_offset_4d_array[0, :, row, column].tolist()} px away")
+    perfect_4d = torch.zeros(1, 5, 60, 10)  # the output that a perfect network would give
+    perfect_4d[:, :2] = torch.from_numpy(gt_offset_4d_array) / OFFSET_UNIT
+    class_id_3d = torch.from_numpy(gt_class_id_3d_array).clamp(min=0)
+    perfect_4d[:, 2:] = 20 * nn.functional.one_hot(class_id_3d, 3).permute(0, 3, 1, 2)
+    (keypoint_2d, class_id_1d, score_1d), = decode(perfect_4d)
+    print(f"decode: keypoint {keypoint_2d.tolist()}, class {class_id_1d.tolist()}, score {score_1d.tolist()}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,187 @@
+"""What at least two of the six scripts need, and nothing else.
+
+It imports none of the scripts, so it can be read first or last. In the order in which it stands:
+geometry, where files live, telling the user what is wrong, device and seed, reading a picture,
+drawing keypoints, writing LabelImg's XML, and a progress bar that refreshes in place.
+"""
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+CELL = 32  # px; the network's stride: one cell of its grid looks after 32x32 px of the picture
+DATA_FOLDER = Path(__file__).resolve().parent / "data"  # the default of every script's --data
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
+MAX_PIXELS = 50_000_000  # a picture above this is refused: a few bytes of PNG can unpack to gigabytes
+COLOUR_LIST = ["#00e5ff", "#ff4fd8", "#a6ff00", "#ffd400", "#ff7b3a", "#8f9bff"]  # one a class, in turn
+
+
+class UserError(Exception):
+    """Something that the user can mend: one sentence with the file, the value and the fix."""
+
+
+def run_main(main) -> None:
+    """Call `main()`; what a user can get wrong ends in one sentence and exit code 1, not in a traceback."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:  # no such folder, disk full, no permission
+        sys.exit(f"error: {error.strerror or error}: {error.filename or 'a file of the data folder'}")
+    except KeyboardInterrupt:
+        sys.exit("stopped by Ctrl-C")
+
+
+@contextlib.contextmanager
+def replacing(path: Path):
+    """Yield a temporary path beside `path`, moved into place at the end: a reader never meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary_name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
+    os.close(handle)
+    try:
+        yield Path(temporary_name)
+        os.chmod(temporary_name, 0o644)
+        os.replace(temporary_name, path)
+    finally:
+        Path(temporary_name).unlink(missing_ok=True)
+
+
+def pick_device() -> torch.device:
+    """The GPU where PyTorch can use one, else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def read_image(path) -> np.ndarray:
+    """Read a picture as uint8 `[height, width, 3]`, RGB. `path`: a path, or an open binary file.
+
+    Turned as its EXIF note says (LabelImg does so too); grey, palette and CMYK become RGB, what is transparent
+    becomes white, 16-bit grey is divided by 257. Raises UserError for what is no picture.
+    """
+    name = path if isinstance(path, (str, os.PathLike)) else "the picture"
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(f"{name}: {image.width} x {image.height} px is more than {MAX_PIXELS:,} px; shrink it")
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip all above 255 to white
+                image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+            if "A" in image.getbands() or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise UserError(f"{name}: no such file") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error).split(" <")[0].split(" '")[0]
+        raise UserError(f"{name}: not a readable picture ({reason}); save it again as JPEG or PNG") from None
+
+
+def pad_image(image_3d_array: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Repeat the right column and the bottom row until the picture is `height` x `width`: no coordinate changes."""
+    rows, columns = image_3d_array.shape[:2]
+    if (rows, columns) == (height, width):
+        return image_3d_array
+    return np.pad(image_3d_array, ((0, height - rows), (0, width - columns), (0, 0)), mode="edge")
+
+
+def round_up_to_cell(length: int) -> int:
+    """The next multiple of 32, since the grid has whole cells.
+
+    >>> round_up_to_cell(416), round_up_to_cell(417)
+    (416, 448)
+    """
+    return -(-length // CELL) * CELL
+
+
+def draw_keypoints(image: Image.Image, keypoint_list: list[dict]) -> Image.Image:
+    """A copy of the picture with box, cross, name and score of each keypoint (dicts as 05_predict.py's JSON has them).
+
+    Each line is drawn twice, dark and wide below bright and thin, so that it shows on any ground.
+    """
+    image = image.convert("RGB")
+    canvas = ImageDraw.Draw(image)
+    font = ImageFont.load_default(size=14)
+    for keypoint in keypoint_list:
+        x, y, colour = keypoint["x"], keypoint["y"], keypoint.get("colour", COLOUR_LIST[0])
+        box = keypoint["box"]
+        for width, ink in ((4, "black"), (2, colour)):
+            canvas.rectangle([v - 0.5 for v in box], outline=ink, width=width)  # pixel c covers [c, c+1): centre c + 0.5
+            canvas.line([x - 5.5, y - 0.5, x + 4.5, y - 0.5], fill=ink, width=width - 1)
+            canvas.line([x - 0.5, y - 5.5, x - 0.5, y + 4.5], fill=ink, width=width - 1)
+        text = keypoint["class"] + (f" {keypoint['score']:.2f}" if "score" in keypoint else "")
+        left, top, right, bottom = canvas.textbbox((0, 0), text, font=font, stroke_width=2)
+        text_x = min(max(2, box[0]), image.width - (right - left) - 2)
+        text_y = box[1] - bottom - 3 if box[1] - bottom - 3 > 0 else box[3] + 2
+        canvas.text((text_x, text_y), text, fill=colour, font=font, stroke_width=2, stroke_fill="black")
+    return image
+
+
+def write_labelimg_xml(path: Path, image_name: str, width: int, height: int, keypoint_list: list[dict]) -> None:
+    """Write keypoints (dicts with "class" and "box") as LabelImg does; a box that sticks out is cut, `truncated` is 1.
+
+    Two decimals are kept. LabelImg opens them, but saves whole pixels, truncated: 0.5 px up and left on average.
+    """
+    root = ElementTree.Element("annotation")
+    for tag, text in (("folder", path.parent.name), ("filename", image_name), ("path", image_name)):
+        ElementTree.SubElement(root, tag).text = text
+    size = ElementTree.SubElement(root, "size")
+    for tag, number in (("width", width), ("height", height), ("depth", 3)):
+        ElementTree.SubElement(size, tag).text = str(number)
+    ElementTree.SubElement(root, "segmented").text = "0"
+    for keypoint in keypoint_list:
+        xmin, ymin, xmax, ymax = keypoint["box"]
+        cut_box = [max(xmin, 0), max(ymin, 0), min(xmax, width), min(ymax, height)]
+        node = ElementTree.SubElement(root, "object")
+        ElementTree.SubElement(node, "name").text = keypoint["class"]
+        ElementTree.SubElement(node, "pose").text = "Unspecified"
+        ElementTree.SubElement(node, "truncated").text = str(int(cut_box != [xmin, ymin, xmax, ymax]))
+        ElementTree.SubElement(node, "difficult").text = "0"
+        bndbox = ElementTree.SubElement(node, "bndbox")
+        for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), cut_box):
+            ElementTree.SubElement(bndbox, tag).text = f"{value:.2f}"
+    ElementTree.indent(root, "\t")
+    with replacing(path) as temporary:
+        ElementTree.ElementTree(root).write(temporary, encoding="utf-8")
+
+
+class Progress:
+    """A progress line that refreshes in place: `\\r` goes back to the line's start without starting a new one.
+
+    Into a file or a pipe, where nothing can be overwritten, it prints a plain line every tenth of the way.
+    """
+
+    def __init__(self, total: int, what: str):
+        self.total, self.what = total, what
+        self.in_place = sys.stdout.isatty()
+        self.start_time = self.last_time = time.perf_counter()
+        self.first = None  # what was done before this run (--resume) says nothing about the time left
+        self.next_tenth = 1
+
+    def show(self, done: int, text: str = "") -> None:
+        """Show that `done` of `total` are done, with `text` after it; at most five times a second."""
+        now = time.perf_counter()
+        if self.first is None:
+            self.first = done - 1
+        rate = (now - self.start_time) / (done - self.first)
+        seconds_left = round(rate * (self.total - done))
+        left = f"{seconds_left // 60}:{seconds_left % 60:02d} left" if done < self.total else f"{now - self.start_time:.0f} s"
+        if self.in_place:
+            if now - self.last_time < 0.2 and done < self.total:
+                return
+            self.last_time = now
+            filled = round(20 * done / self.total)
+            line = f"{self.what} [{'#' * filled}{'.' * (20 - filled)}] {done}/{self.total}  {text}  {left}"
+            columns = shutil.get_terminal_size().columns - 1  # a line that wraps could not be overwritten
+            print("\r" + line[:columns].ljust(columns), end="\n" if done == self.total else "", flush=True)
+        elif done * 10 >= self.next_tenth * self.total:
+            self.next_tenth = done * 10 // self.total + 1
+            print(f"{self.what} {done}/{self.total}  {text}  {left}", flush=True)
