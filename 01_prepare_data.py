@@ -66,7 +66,6 @@ DISTRACTOR_DICT = {
     "disc": disc,
     "half": lambda u, v: np.minimum(ring(u, v), np.maximum(disc(u, v), u)),
     "quarter": lambda u, v: np.minimum(ring(u, v), quarter(u, v)),
-    "three": lambda u, v: np.minimum(ring(u, v), np.minimum(bar(u, v), np.maximum(bar(v, u), v))),
 }
 
 
@@ -156,7 +155,7 @@ def paint_mark(picture_3d_array, rng, x, y, shape) -> None:
         colour = np.array([215, 195, 150]) * rng.uniform(0.6, 1.1)
     paint(picture_3d_array, x, y, angle, scale, shape, colour, rng.uniform(0.65, 1))
     if rng.random() < 0.2:  # something lies over a part of it: a smear of up to a quarter of its area
-        smear_angle, smear_half, reach = rng.uniform(0, 2 * math.pi), rng.uniform(2, 5), rng.uniform(4, 14)
+        smear_angle, smear_half, reach = rng.uniform(0, 2 * math.pi), rng.uniform(1.5, 3), rng.uniform(4, 14)
         smear_x, smear_y = x + reach * math.cos(smear_angle), y + reach * math.sin(smear_angle)
         smear_colour = picture_3d_array[int(min(max(smear_y, 0), HEIGHT - 1)), int(min(max(smear_x, 0), WIDTH - 1))].copy()
         paint(picture_3d_array, smear_x, smear_y, smear_angle + rng.normal(0, 0.5), 1,

@@ -35,6 +35,7 @@ LAYER_LIST = [
     (3, 1, 1, 96),
 ]
 OFFSET_UNIT = CELL / 2  # px; the network says offsets in half cells, so that what it learns lies within -1 to 1
+NEIGHBOUR_REACH = 24.0  # px; a cell whose prior is within this of a keypoint, in x and in y, learns its offset too
 NEIGHBOUR = -1  # class id of a cell beside a keypoint's own: it learns the offset but is neither keypoint nor background
 
 
@@ -101,6 +102,7 @@ def match(label_2d_array: np.ndarray, picture_count: int, rows: int, columns: in
     is_own = np.broadcast_to((step_row.ravel() == 0) & (step_column.ravel() == 0), row.shape)
     picture, class_id = np.broadcast_to(picture[:, None], row.shape), np.broadcast_to(class_id[:, None], row.shape)
     inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    inside &= is_own | ((np.abs(dx) < NEIGHBOUR_REACH) & (np.abs(dy) < NEIGHBOUR_REACH))
     # Written from the worst candidate to the best, so that the best stays: own cells last, the nearest to the prior very last.
     order = np.lexsort((-np.hypot(dx, dy)[inside], is_own[inside]))
     cell = picture[inside][order], row[inside][order], column[inside][order]
