@@ -27,15 +27,16 @@ from common import CELL, DATA_FOLDER, IMAGE_SUFFIXES, UserError, pad_image, read
 # Kernels of down-sampling layers are even: with kernel = stride + 2 and padding 1 a cell looks exactly where its prior
 # is. A 3x3 kernel with stride 2 looks half a pixel up-left of it, and five in a row look 15.5 px off.
 LAYER_LIST = [
-    (6, 4, 1, 24),  # 1920x320 -> 480x80
+    (6, 4, 1, 16),  # 1920x320 -> 480x80
     (4, 2, 1, 32),  # -> 240x40
+    (3, 1, 1, 32),
     (4, 2, 1, 64),  # -> 120x20
     (3, 1, 1, 64),
-    (4, 2, 1, 96),  # -> 60x10
-    (3, 1, 1, 96),
+    (4, 2, 1, 128),  # -> 60x10
+    (1, 1, 0, 128),
 ]
 OFFSET_UNIT = CELL / 2  # px; the network says offsets in half cells, so that what it learns lies within -1 to 1
-NEIGHBOUR_REACH = 24.0  # px; a cell whose prior is within this of a keypoint, in x and in y, learns its offset too
+NEIGHBOUR_REACH = CELL  # px; a cell whose prior is within this of a keypoint, in x and in y, learns its offset too: the four nearest
 NEIGHBOUR = -1  # class id of a cell beside a keypoint's own: it learns the offset but is neither keypoint nor background
 
 
@@ -87,7 +88,7 @@ def match(label_2d_array: np.ndarray, picture_count: int, rows: int, columns: in
 
     >>> gt_offset, gt_class_id = match(np.array([[0, 2, 40, 20]]), 1, 3, 3)
     >>> gt_offset[0, :, 0, 1], gt_class_id[0, 0].tolist()  # the cell at row 0, column 1; its prior is (48, 16)
-    (array([-8.,  4.], dtype=float32), [-1, 2, -1])
+    (array([-8.,  4.], dtype=float32), [-1, 2, 0])
     """
     gt_offset_4d_array = np.zeros((picture_count, 2, rows, columns), np.float32)
     gt_class_id_3d_array = np.zeros((picture_count, rows, columns), np.int64)
@@ -129,8 +130,27 @@ def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0
     result_list = []
     for answers_3d, score_3d, place_3d in zip(answers_4d, score_4d, place_4d):
         class_index, row, column = answers_3d.nonzero(as_tuple=True)
-        result_list.append((place_3d[:, row, column].T, class_index + 1, score_3d[class_index, row, column]))
+        point_list = [vote(place_3d, r, c) for r, c in zip(row.tolist(), column.tolist())]
+        keypoint_2d = torch.stack(point_list) if point_list else place_3d.new_zeros(0, 2)  # [K, 2]
+        result_list.append((keypoint_2d, class_index + 1, score_3d[class_index, row, column]))
     return result_list
+
+
+def vote(place_3d: torch.Tensor, row: int, column: int) -> torch.Tensor:
+    """Where a keypoint is: the weighted mean of what its own cell and its neighbours say, `[2]`: x, y in px.
+
+    place_3d: `[2, rows, columns]`, where each cell says that the keypoint is. The weight is that of bilinear interpolation:
+    it falls from 1 at a cell's prior to 0 at the next ones, so the four nearest cells share the vote, and nothing jumps
+    when a keypoint moves on from one cell to the next. A neighbour that means another place has no vote.
+    """
+    near_3d = place_3d[:, max(row - 1, 0):row + 2, max(column - 1, 0):column + 2]  # [2, 3, 3], less at the border
+    answer_3d = place_3d[:, row, column][:, None, None]  # [2, 1, 1]
+    prior_3d = make_priors(*place_3d.shape[1:], place_3d.device)[:, max(row - 1, 0):row + 2, max(column - 1, 0):column + 2]
+    weight_2d = (1 - (answer_3d - prior_3d).abs() / CELL).clamp(min=0).prod(dim=0)  # [3, 3]
+    weight_2d = weight_2d * ((near_3d - answer_3d).abs().amax(dim=0) < CELL / 4)
+    if weight_2d.sum() == 0:  # an untrained cell may point out of its neighbourhood
+        return place_3d[:, row, column]
+    return (near_3d * weight_2d).sum(dim=(1, 2)) / weight_2d.sum()
 
 
 def receptive_field(layer_list=None) -> tuple[int, int, float]:

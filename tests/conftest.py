@@ -1,0 +1,120 @@
+"""What several test files need: the scripts as modules, tiny data sets, and ways to run a script as a user does."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import common
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+torch.set_num_threads(1)  # the networks here are tiny: more threads would only wait for each other
+
+
+def load(name):
+    """A script as a module; its name starts with a digit, so `import` cannot say it."""
+    return importlib.import_module(name)
+
+
+def run_script(script, *arguments, environment=None):
+    """Run a script in a process of its own, as a user does; returns what subprocess.run returns."""
+    return subprocess.run([sys.executable, str(REPOSITORY / script), *map(str, arguments)], capture_output=True, text=True,
+                          encoding="utf-8", errors="replace", timeout=120, cwd=REPOSITORY,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", **(environment or {})})
+
+
+def call_main(module, monkeypatch, *arguments):
+    """Call a script's main() in this process: the exit code and the sentence, (0, "") if all went well.
+
+    An exception that a user would see as a traceback comes through and fails the test.
+    """
+    monkeypatch.setattr(sys, "argv", [module.__name__ + ".py", *map(str, arguments)])
+    try:
+        common.run_main(module.main)
+    except SystemExit as stop:
+        return (1, stop.code) if isinstance(stop.code, str) else (stop.code or 0, "")
+    return 0, ""
+
+
+def paint_dot(image_3d_array, x, y, sigma=3.0, peak=200.0):
+    """Add a bell-shaped bright dot, whose intensity-weighted centre is (x, y), to a uint8 picture."""
+    height, width = image_3d_array.shape[:2]
+    column, row = np.arange(width)[None, :] + 0.5, np.arange(height)[:, None] + 0.5
+    dot = peak * np.exp(-((column - x) ** 2 + (row - y) ** 2) / (2 * sigma ** 2))
+    image_3d_array[:] = np.minimum(image_3d_array + np.round(dot)[:, :, None], 255).astype(np.uint8)
+
+
+def centroid(grey_2d_array):
+    """Intensity-weighted centre (x, y) in px; pixel c covers [c, c + 1)."""
+    grey = np.asarray(grey_2d_array, np.float64)
+    return ((grey.sum(axis=0) @ (np.arange(grey.shape[1]) + 0.5)) / grey.sum(),
+            (grey.sum(axis=1) @ (np.arange(grey.shape[0]) + 0.5)) / grey.sum())
+
+
+def xml_text(box_list, width=64, height=96, root="annotation"):
+    """LabelImg's XML as text; box_list: (name, xmin, ymin, xmax, ymax), each value written as it is."""
+    objects = "".join(
+        f"<object><name>{escape(str(name))}</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult><bndbox>"
+        f"<xmin>{xmin}</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax></bndbox></object>"
+        for name, xmin, ymin, xmax, ymax in box_list)
+    return (f"<{root}><folder>images</folder><filename>a.jpg</filename><size><width>{width}</width><height>{height}</height>"
+            f"<depth>3</depth></size><segmented>0</segmented>{objects}</{root}>")
+
+
+def write_example(folder, name, box_list, width=64, height=96, suffix=".png", seed=0):
+    """A small noisy picture and its XML, side by side in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng([seed, len(name), *map(ord, name[:20])]).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / f"{name}{suffix}")
+    (folder / f"{name}.xml").write_text(xml_text(box_list, width, height), encoding="utf-8")
+
+
+def write_own_pictures(folder, count=10, class_list=("left eye", "right eye")):
+    """A folder as a reader might have it: small pictures, two classes, the last one empty."""
+    for number in range(count):
+        boxes = [(name, 20 + 2 * number - 15, 30 + 30 * i - 15, 20 + 2 * number + 15, 30 + 30 * i + 15)
+                 for i, name in enumerate(class_list)]
+        write_example(folder, f"picture {number}", boxes if number < count - 1 else [], seed=number)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    """A data folder with twelve drawn pictures, made as a user makes it. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("drawn")
+    result = run_script("01_prepare_data.py", "--pictures", 12, "--data", folder)
+    assert result.returncode == 0, result.stderr
+    (folder / "report.txt").write_text(result.stdout, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def own(tmp_path_factory):
+    """A data folder made from ten small pictures labelled in LabelImg's way. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("own")
+    result = run_script("01_prepare_data.py", "--source", write_own_pictures(folder / "my pictures"), "--data", folder / "data")
+    assert result.returncode == 0, result.stderr
+    return folder / "data"
+
+
+@pytest.fixture
+def small_training(monkeypatch):
+    """03_train.py with a tiny network, crops and batches: an update takes milliseconds."""
+    train, model = load("03_train"), load("02_model")
+    make_small(train, model, monkeypatch.setattr)
+    return train
+
+
+def make_small(train, model, setattr):
+    """Shrink the layers (kernels, strides and paddings stay), the crops and the batches."""
+    setattr(model, "LAYER_LIST", [(kernel, stride, padding, 8) for kernel, stride, padding, _ in model.LAYER_LIST])
+    setattr(train, "BATCH", 3)
+    setattr(train, "CROP", 64)
