@@ -220,8 +220,8 @@ def find_keypoints(network: KeypointNet, about_dict: dict, image_3d_array: np.nd
     """Keypoints of one picture, uint8 `[height, width, 3]`, any size: dicts with class, x, y, score, box (px)."""
     height, width = image_3d_array.shape[:2]
     padded_3d_array = pad_image(image_3d_array, round_up_to_cell(height), round_up_to_cell(width))
-    image_4d = torch.from_numpy(np.ascontiguousarray(padded_3d_array)).to(network.head.weight.device)
-    output_4d = network(image_4d.permute(2, 0, 1)[None])  # [1, 5, 60, 10]
+    image_3d = torch.from_numpy(np.array(padded_3d_array)).to(network.head.weight.device)  # uint8 [1920, 320, 3], a copy
+    output_4d = network(image_3d.permute(2, 0, 1)[None])  # [1, 5, 60, 10]
     (keypoint_2d, class_id_1d, score_1d), = decode(output_4d, about_dict["max_per_class"], threshold)
     half_width, half_height = about_dict["box_size"][0] / 2, about_dict["box_size"][1] / 2
     return [{"class": about_dict["category_list"][class_id], "x": round(x, 2), "y": round(y, 2), "score": round(score, 4),

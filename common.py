@@ -156,7 +156,8 @@ def write_labelimg_xml(path: Path, image_name: str, width: int, height: int, key
 class Progress:
     """A progress line that refreshes in place: `\\r` goes back to the line's start without starting a new one.
 
-    Into a file or a pipe, where nothing can be overwritten, it prints a plain line every tenth of the way.
+    Into a file or a pipe, where nothing can be overwritten, it prints a plain line at each tenth of the way, and for
+    what is done within three seconds only the last one.
     """
 
     def __init__(self, total: int, what: str):
@@ -182,6 +183,6 @@ class Progress:
             line = f"{self.what} [{'#' * filled}{'.' * (20 - filled)}] {done}/{self.total}  {text}  {left}"
             columns = shutil.get_terminal_size().columns - 1  # a line that wraps could not be overwritten
             print("\r" + line[:columns].ljust(columns), end="\n" if done == self.total else "", flush=True)
-        elif done * 10 >= self.next_tenth * self.total:
+        elif done == self.total or (done * 10 >= self.next_tenth * self.total and now - self.start_time > 3):
             self.next_tenth = done * 10 // self.total + 1
             print(f"{self.what} {done}/{self.total}  {text}  {left}", flush=True)

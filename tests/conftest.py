@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,15 @@ def write_own_pictures(folder, count=10, class_list=("left eye", "right eye")):
                  for i, name in enumerate(class_list)]
         write_example(folder, f"picture {number}", boxes if number < count - 1 else [], seed=number)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    """Training puts its own answers to Ctrl-C and SIGTERM in place; the tests' own Ctrl-C must work all the same."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
