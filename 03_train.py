@@ -376,6 +376,10 @@ def train(data_folder: Path, updates: int, seed: int, mirror: bool, resume: bool
                 sys.exit(128 + stop_signal_list[0])
     finally:
         loader.stop()
+    seconds = time.perf_counter() - progress.start_time
+    crops = (updates - first_update) * STEPS_PER_UPDATE * BATCH
+    work = 3 * model.multiply_adds(loader.crop_height, loader.crop_width, len(category_list)) * crops
+    print(f"{crops} crops in {seconds:.0f} s: {work / seconds / 1e9:.0f} thousand million multiply-adds a second")
     draw_curves(data_folder / "results" / "loss.png", train_curve, test_curve)
     print(f"test loss {test_curve[-1][1] + U * test_curve[-1][2]:.4f} = {test_curve[-1][1]:.4f} + {U:g} x {test_curve[-1][2]:.4f}; "
           f"wrote {data_folder / 'weights.pt'} and {data_folder / 'results' / 'loss.png'}")

@@ -40,19 +40,22 @@ SUSPICIOUS_ERROR = 4.0  # px; a train label this far from the answer is worth a 
 
 @torch.inference_mode()
 def answer(network, image_3d_array, max_per_class: int, threshold: float):
-    """Keypoints of one picture: found `[K, 4]` (class id, x, y, score), and best `[classes, 3]` (x, y, score).
+    """Keypoints of one picture: found `[K, 4]` and best `[classes, 4]`: class id, x, y, score.
 
     best is the best cell of each class, whatever its score: where the class would be if one had to say.
     """
     image_3d = torch.from_numpy(np.array(image_3d_array)).to(network.head.weight.device)  # a copy, uint8
     output_4d = network(image_3d.permute(2, 0, 1)[None])  # [1, 5, 60, 10]
-    (place_2d, class_id_1d, score_1d), = model.decode(output_4d, max_per_class, threshold)
-    found_2d = torch.cat((class_id_1d[:, None].float(), place_2d, score_1d[:, None]), dim=1)
-    score_2d = output_4d[0, 2:].softmax(dim=0)[1:].flatten(start_dim=1)  # [2, 600]
-    all_place_3d = model.make_priors(*output_4d.shape[2:], output_4d.device) + output_4d[0, :2] * model.OFFSET_UNIT  # [2, 60, 10]
-    best_score_1d, cell_1d = score_2d.max(dim=1)
-    best_2d = torch.cat((all_place_3d.flatten(start_dim=1)[:, cell_1d].T, best_score_1d[:, None]), dim=1)
-    return found_2d.cpu().numpy(), best_2d.cpu().numpy()
+
+    def keypoints(most: int, least_score: float):
+        (place_2d, class_id_1d, score_1d), = model.decode(output_4d, most, least_score)
+        place_2d = model.look_again(network, image_3d, place_2d)
+        return torch.cat((class_id_1d[:, None].float(), place_2d, score_1d[:, None]), dim=1).cpu().numpy()
+
+    best_2d_array = keypoints(1, 0.0)
+    if max_per_class == 1:
+        return best_2d_array[best_2d_array[:, 3] >= threshold], best_2d_array
+    return keypoints(max_per_class, threshold), best_2d_array
 
 
 def pair(found_2d_array, truth_2d_array, radius: float = PAIR_RADIUS) -> list[tuple[int, int]]:
@@ -106,7 +109,7 @@ def precision_recall(matrix: np.ndarray, class_id_list: list[int]) -> dict:
     nothing to divide by there is no such number, and None says so.
 
     >>> precision_recall(np.array([[5, 1, 0], [2, 7, 1], [0, 0, 4]]), [1])
-    {'precision': 0.875, 'recall': 0.7, 'f1': 0.778, 'support': 10}
+    {'precision': 0.875, 'recall': 0.7, 'f1': 0.7778, 'support': 10}
     """
     right = int(matrix[class_id_list, class_id_list].sum())  # true positives, on the diagonal
     answers, keypoints = int(matrix[:, class_id_list].sum()), int(matrix[class_id_list].sum())
@@ -134,7 +137,7 @@ def summarise(found_list, best_list, truth_list, category_list) -> dict:
     matrix = confusion_matrix(found_list, truth_list, len(category_list))
     error_2d_array, keypoint_2d_array = right_errors(found_list, truth_list)
     distance = np.hypot(*error_2d_array.T)
-    point_list = [np.hypot(*(best_2d_array[int(class_id) - 1, :2] - (x, y)))
+    point_list = [np.hypot(*(best_2d_array[int(class_id) - 1, 1:3] - (x, y)))
                   for best_2d_array, truth_2d_array in zip(best_list, truth_list) for class_id, x, y in truth_2d_array[:, :3]]
     class_dict = {}
     for class_id, name in enumerate(category_list[1:], start=1):
@@ -283,17 +286,11 @@ def speed(network, image_3d_array, about_dict) -> dict:
         network_ms = median_ms(lambda: network(image_4d), device)
     matrix_2d = torch.rand(1024, 1024, device=device)
     matmul_ms = median_ms(lambda: matrix_2d @ matrix_2d, device)
-    height, width = image_3d_array.shape[:2]
-    multiply_adds, channels_in = 0, 3
-    for kernel, stride, padding, channels_out in model.LAYER_LIST:
-        height, width = (height + 2 * padding - kernel) // stride + 1, (width + 2 * padding - kernel) // stride + 1
-        multiply_adds += height * width * kernel * kernel * channels_in * channels_out
-        channels_in = channels_out
-    multiply_adds += height * width * channels_in * network.head.out_channels
+    multiply_adds = model.multiply_adds(*image_3d_array.shape[:2], len(about_dict["category_list"]))
     picture_ms = median_ms(from_file, device)
     return {"decode_ms": round(median_ms(decode_file, device), 2), "network_ms": round(network_ms, 2), "picture_ms": round(picture_ms, 2),
             "pictures_per_second": round(1000 / picture_ms, 1), "multiply_adds": multiply_adds,
-            "floor_ms": round(multiply_adds / 1024 ** 3 * matmul_ms, 2)}
+            "matmul_rate": round(1024 ** 3 / matmul_ms / 1e6, 1), "floor_ms": round(multiply_adds / 1024 ** 3 * matmul_ms, 2)}
 
 
 # ---------------------------------------------------------------- pictures
@@ -445,8 +442,10 @@ def print_report(metrics: dict, category_list) -> None:
     guess = metrics["blind_guess"]
     print(f"a blind guess: precision {cell_text(guess['precision'])}, recall {cell_text(guess['recall'])}, error {cell_text(guess['error_px'], 1)} px")
     rate = metrics["speed"]
-    print(f"speed: decoding {rate['decode_ms']} ms, network {rate['network_ms']} ms ({rate['multiply_adds'] / 1e6:.0f} million multiply-adds; at "
-          f"the rate of a matrix product {rate['floor_ms']} ms), file to keypoints {rate['picture_ms']} ms = {rate['pictures_per_second']} pictures a second")
+    print(f"speed: decoding {rate['decode_ms']} ms, network {rate['network_ms']} ms, file to keypoints {rate['picture_ms']} ms = "
+          f"{rate['pictures_per_second']} pictures a second\n"
+          f"       {rate['multiply_adds'] / 1e6:.0f} million multiply-adds; a 1024 x 1024 matrix product runs at {rate['matmul_rate']:.0f} thousand "
+          f"million a second here, so they need {rate['floor_ms']} ms at least")
     if metrics["robustness"]:
         print(f"\n{'change':24}{'precision':>10}{'recall':>9}{'mean px':>9}")
         for name, row in metrics["robustness"].items():
