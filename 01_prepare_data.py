@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageFilter
 
 from common import (CELL, COLOUR_LIST, DATA_FOLDER, IMAGE_SUFFIXES, Progress, UserError, draw_keypoints, pad_image,
                     read_image, replacing, round_up_to_cell, run_main, write_labelimg_xml)
@@ -374,33 +374,38 @@ def pack_images(path: Path, example_list, height: int, width: int) -> None:
 
 
 def contact_sheet(example_list, category_list, seed: int) -> Image.Image:
-    """Ten whole pictures with their labels, and thirty keypoints close up, twice as large."""
+    """A row of whole pictures with their labels, and thirty keypoints close up, three times as large."""
     rng = np.random.default_rng(seed)
-    sheet = Image.new("RGB", (1960, 1000), "white")
-    pen = ImageDraw.Draw(sheet)
+    sheet = Image.new("RGB", (1970, 1010), "white")
 
-    def labelled(example):
-        keypoints = [{**k, "x": (k["box"][0] + k["box"][2]) / 2, "y": (k["box"][1] + k["box"][3]) / 2,
-                      "colour": COLOUR_LIST[(category_list.index(k["class"]) - 1) % len(COLOUR_LIST)]} for k in example["keypoints"]]
-        return draw_keypoints(Image.fromarray(read_image(example["path"])), keypoints), keypoints
+    def to_keypoint(keypoint, left=0, top=0, zoom=1.0):
+        xmin, ymin, xmax, ymax = ((v - offset) * zoom for v, offset in zip(keypoint["box"], (left, top, left, top)))
+        return {"class": keypoint["class"], "x": (xmin + xmax) / 2, "y": (ymin + ymax) / 2, "box": [xmin, ymin, xmax, ymax],
+                "colour": COLOUR_LIST[(category_list.index(keypoint["class"]) - 1) % len(COLOUR_LIST)]}
 
-    for column, index in enumerate(rng.permutation(len(example_list))[:10]):
-        image, _ = labelled(example_list[index])
-        image.thumbnail((190, 380))
-        sheet.paste(image, (4 + 196 * column, 4))
+    left = 10
+    for index in rng.permutation(len(example_list)):
+        example = example_list[index]
+        image = Image.fromarray(read_image(example["path"]))
+        image = draw_keypoints(image, [to_keypoint(keypoint) for keypoint in example["keypoints"]])
+        image.thumbnail((380, 380))
+        if left + image.width > sheet.width - 10:
+            break
+        sheet.paste(image, (left, 10))
+        left += image.width + 10
     by_class = {name: [] for name in category_list[1:]}
     for index in rng.permutation(len(example_list)):
-        for number, keypoint in enumerate(example_list[index]["keypoints"]):
-            by_class[keypoint["class"]].append((index, number))
+        for keypoint in example_list[index]["keypoints"]:
+            by_class[keypoint["class"]].append((index, keypoint))
     # One of each class in turn, so that a rare class is seen too.
     in_turn = [pairs[turn] for turn in range(30) for pairs in by_class.values() if turn < len(pairs)][:30]
-    for place, (index, number) in enumerate(in_turn):
-        image, keypoints = labelled(example_list[index])
-        x, y = round(keypoints[number]["x"]), round(keypoints[number]["y"])
-        crop = image.crop((x - 47, y - 47, x + 48, y + 48)).resize((190, 190), Image.Resampling.NEAREST)
-        left, top = 4 + 196 * (place % 10), 404 + 198 * (place // 10)
-        sheet.paste(crop, (left, top))
-        pen.rectangle((left, top, left + 189, top + 189), outline="black")
+    for place, (index, keypoint) in enumerate(in_turn):
+        middle = to_keypoint(keypoint)
+        left, top = round(middle["x"]) - 31, round(middle["y"]) - 31
+        image = Image.fromarray(read_image(example_list[index]["path"]))
+        crop = image.crop((left, top, left + 62, top + 62)).resize((186, 186), Image.Resampling.NEAREST)
+        crop = draw_keypoints(crop, [to_keypoint(keypoint, left, top, zoom=3)])
+        sheet.paste(crop, (10 + 196 * (place % 10), 410 + 196 * (place // 10)))
     return sheet
 
 
