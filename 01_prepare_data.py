@@ -199,6 +199,9 @@ def draw_picture(index: int, seed: int, folder: Path) -> None:
 def draw_pictures(folder: Path, count: int, seed: int) -> None:
     """Draw `count` pictures into `folder`, on all cores: processes, since drawing is Python and a thread would wait for the GIL."""
     folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if not (path.stem.isdigit() and len(path.stem) == 5) and not path.name.startswith("."):
+            raise UserError(f"{path}: was not drawn by this script, and drawing might overwrite its neighbours; choose another folder with --data")
     progress = Progress(count, "drawing")
     with ProcessPoolExecutor() as pool:
         jobs = pool.map(draw_picture, range(count), [seed] * count, [folder] * count, chunksize=8)
@@ -223,6 +226,8 @@ def read_labels(xml_path: Path, width: int, height: int) -> list[dict]:
         root = ElementTree.fromstring(raw)
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise UserError(f"{xml_path}: not readable as XML ({error}); save it again in LabelImg") from None
+    if root.tag != "annotation":
+        raise UserError(f"{xml_path}: begins with <{root.tag[:40]}> and not with LabelImg's <annotation>; save it as Pascal VOC in LabelImg")
     said_width, said_height = root.findtext("size/width", ""), root.findtext("size/height", "")
     if said_width and said_height and (said_width.strip(), said_height.strip()) != (str(width), str(height)):
         raise UserError(f"{xml_path}: says {said_width[:20]} x {said_height[:20]} px but the picture has {width} x {height}; "
@@ -260,6 +265,8 @@ def read_folder(folder: Path) -> tuple[list[dict], list[str]]:
     progress = Progress(len(image_list), "reading")
     for number, path in enumerate(image_list, start=1):
         try:
+            if not path.name.isprintable():
+                raise UserError(f"{ascii(str(path))}: its name holds bytes that are no text; rename it")
             if path.stem in seen_dict:
                 raise UserError(f"{path}: has the same name as {seen_dict[path.stem].name}, so one XML would label both; rename it")
             seen_dict[path.stem] = path
@@ -351,12 +358,17 @@ def count_collisions(label_2d_array, max_per_class: int) -> int:
 
 def find_look_alikes(train_list, test_list) -> list[tuple[str, str]]:
     """Pairs of a train and a test picture that look the same: what was learned by heart would be counted as skill."""
-    train_2d_array = np.array([example["thumbnail"].ravel() for example in train_list], np.float32)  # [train, 1024]
+    # Pictures that differ by less than a level have means that do, too: sorted by mean, few are left to compare.
+    train_list = sorted(train_list, key=lambda example: example["thumbnail"].mean())
+    train_3d_array = np.array([example["thumbnail"] for example in train_list], np.float32)  # [train, 32, 32]
+    mean_1d_array = train_3d_array.mean(axis=(1, 2))
     pair_list = []
     for example in test_list:
-        difference = np.abs(train_2d_array - example["thumbnail"].ravel()).mean(axis=1)
-        if difference.min() < LOOK_ALIKE:
-            pair_list.append((train_list[difference.argmin()]["path"].name, example["path"].name))
+        thumbnail_2d_array = example["thumbnail"].astype(np.float32)
+        first, last = np.searchsorted(mean_1d_array, thumbnail_2d_array.mean() + np.array([-LOOK_ALIKE, LOOK_ALIKE]))
+        difference = np.abs(train_3d_array[first:last] - thumbnail_2d_array).mean(axis=(1, 2))
+        if len(difference) and difference.min() < LOOK_ALIKE:
+            pair_list.append((train_list[first + difference.argmin()]["path"].name, example["path"].name))
     return pair_list
 
 
@@ -419,6 +431,8 @@ def prepare(split_dict: dict[str, list[dict]], data_folder: Path, source: str, s
     box_list = [k["box"] + list(e["size"]) for e in both_list for k in e["keypoints"]]
     if not box_list:
         raise UserError(f"{source}: no label holds a keypoint, so there is nothing to learn; draw some boxes in LabelImg")
+    if not any(e["keypoints"] for e in train_list):
+        raise UserError(f"{source}: none of the {len(train_list)} train pictures holds a keypoint, so there is nothing to learn; label some")
     cut_list = [any(is_cut(box[:4], *box[4:])) for box in box_list]
     side_list = [(box[2] - box[0], box[3] - box[1]) for box, cut in zip(box_list, cut_list) if not cut]
     side_list = side_list or [(box[2] - box[0], box[3] - box[1]) for box in box_list]

@@ -14,7 +14,6 @@ several prior boxes a cell, so it must compare boxes (IoU), encode widths and he
 Points of one size need one map and one prior a cell: then a keypoint belongs to the cell it lies in, and that is all.
 """
 
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +62,7 @@ class KeypointNet(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images_4d: torch.Tensor) -> torch.Tensor:
-        feature_4d = self.body(images_4d.float() / 255)  # [N, 96, 60, 10]
+        feature_4d = self.body(images_4d.float() / 255)  # [N, 128, 60, 10]
         return self.head(feature_4d)  # [N, 5, 60, 10]
 
 
@@ -122,11 +121,14 @@ def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0
     each class answers, if its score passes the threshold; else every cell that passes it and beats its eight neighbours.
     """
     score_4d = output_4d[:, 2:].softmax(dim=1)[:, 1:]  # [N, 2, 60, 10]; dim=1: over a cell's classes; background left out
+    # By number of the best cell, not by its score: a sure network gives several cells a score of exactly 1.
+    rows, columns = score_4d.shape[2:]
+    cell_2d = torch.arange(rows * columns, device=score_4d.device).view(rows, columns)  # [60, 10]
     if max_per_class == 1:
-        best_4d = score_4d.amax(dim=(2, 3), keepdim=True)  # [N, 2, 1, 1]
+        best_4d = score_4d.flatten(start_dim=2).argmax(dim=2)[:, :, None, None]  # [N, 2, 1, 1]
     else:
-        best_4d = nn.functional.max_pool2d(score_4d, kernel_size=3, stride=1, padding=1)  # [N, 2, 60, 10]
-    answers_4d = (score_4d == best_4d) & (score_4d >= threshold)  # [N, 2, 60, 10]
+        _, best_4d = nn.functional.max_pool2d(score_4d, kernel_size=3, stride=1, padding=1, return_indices=True)  # [N, 2, 60, 10]
+    answers_4d = (best_4d == cell_2d) & (score_4d >= threshold)  # [N, 2, 60, 10]
     result_list = []
     for answers_3d, score_3d, place_3d in zip(answers_4d, score_4d, vote(output_4d)):
         class_index, row, column = answers_3d.nonzero(as_tuple=True)
@@ -244,8 +246,8 @@ def load_weights(path: Path, device="cpu") -> tuple[KeypointNet, dict]:
         network = KeypointNet(len(saved_dict["category_list"]))
         network.load_state_dict(saved_dict["network"])
         about_dict = {key: saved_dict[key] for key in ("category_list", "box_size", "max_per_class")}
-    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0][:80] if str(error).strip() else type(error).__name__
+    except Exception as error:  # damaged bytes can raise nearly anything
+        reason = f"{type(error).__name__} {str(error).strip().splitlines()[0][:80] if str(error).strip() else ''}".strip()
         raise UserError(f"{path}: not the weights of this network ({reason}); train again with 03_train.py") from None
     return network.to(device).eval(), about_dict
 

@@ -16,7 +16,6 @@ an epoch is as many crops as the training split has pictures.
 
 import argparse
 import importlib
-import json
 import queue
 import signal
 import subprocess
@@ -30,7 +29,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from common import CELL, DATA_FOLDER, Progress, UserError, pick_device, replacing, run_main
+from common import CELL, DATA_FOLDER, Progress, UserError, pick_device, read_data_set, replacing, run_main
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
@@ -50,7 +49,8 @@ HARD_NEGATIVES = 6  # background cells a crop that count in the confidence loss:
 AVERAGE_DECAY = 0.998  # of the moving average of the weights, an update: it looks back over the last 500
 LIGHT, CONTRAST, COLOUR = 0.25, 0.25, 0.08  # largest random change, as a share
 NOISE, BLUR = 8.0, 1.0  # largest random noise (grey levels of 255) and share of a 3x3 mean
-WARP_SHARE, TURN, ZOOM = 0.05, 10.0, 0.1  # share of the crops that are turned (degrees, at most) and zoomed (share, at most)
+TURN, ZOOM = 10.0, 0.1  # crops are turned by so many degrees at most, and zoomed by such a share at most:
+WARP_SHARE, WARP_PICTURES = 0.5, 50  # half of the crops, or fewer where there are many pictures: 50 of 1,000 is one in 20
 SAVE_EVERY = 500  # updates between two checkpoints and two test losses
 
 
@@ -73,6 +73,8 @@ class Loader(threading.Thread):
         self.first_step, self.last_step, self.seed, self.mirror = first_step, last_step, seed, mirror
         height, width = images_4d_array.shape[1:3]
         self.crop_height, self.crop_width = min(CROP, height), min(CROP, width)
+        # Few pictures show few poses, so more must be made up; many show them themselves, and warping costs time.
+        self.warp_share = min(WARP_SHARE, WARP_PICTURES / len(images_4d_array))
         # Labels are sorted by picture: those of picture i are rows first_row[i] to first_row[i + 1].
         self.first_row = np.searchsorted(label_2d_array[:, 0], np.arange(len(images_4d_array) + 1))
         self.queue = queue.Queue(maxsize=QUEUE_SIZE)
@@ -130,7 +132,7 @@ class Loader(threading.Thread):
         crop_3d_array = self.images_4d_array[picture, top:top + self.crop_height, left:left + self.crop_width]
         label_2d_array = self.label_2d_array[self.first_row[picture]:self.first_row[picture + 1]].copy()
         label_2d_array[:, 2:] -= left, top
-        if rng.random() < WARP_SHARE:
+        if rng.random() < self.warp_share:
             crop_3d_array, label_2d_array = self.warp(rng, picture, left, top, label_2d_array)
         if self.mirror:
             crop_3d_array, label_2d_array = mirror_and_turn(rng, crop_3d_array, label_2d_array)
@@ -250,7 +252,7 @@ def update_average(average, network, update: int) -> None:
 
 
 @torch.no_grad()
-def test_loss(network, batch_list) -> list[float]:
+def loss_on_test_crops(network, batch_list) -> list[float]:
     """Mean location and confidence loss of the averaged network over fixed crops of the test split."""
     loss_list = [torch.stack(detection_loss(network(images_4d), gt_offset_4d, gt_class_id_3d))
                  for images_4d, gt_offset_4d, gt_class_id_3d in batch_list]
@@ -259,8 +261,11 @@ def test_loss(network, batch_list) -> list[float]:
 
 def save(path: Path, content: dict) -> None:
     """Save tensors and plain values. A stop in the middle leaves the old file as it was."""
-    with replacing(path) as temporary:
-        torch.save(content, temporary)
+    try:
+        with replacing(path) as temporary:
+            torch.save(content, temporary)
+    except (OSError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
+        raise UserError(f"{path}: could not be written ({str(error).splitlines()[0][:80]}); make room on the disk, then go on with --resume") from None
 
 
 def draw_curves(path: Path, train_list, test_list) -> None:
@@ -283,10 +288,8 @@ def draw_curves(path: Path, train_list, test_list) -> None:
 
 
 def train(data_folder: Path, updates: int, seed: int, mirror: bool, resume: bool, device: torch.device) -> None:
-    dataset_dict = json.loads((data_folder / "dataset.json").read_text(encoding="utf-8"))
+    dataset_dict, array_dict = read_data_set(data_folder)
     category_list = dataset_dict["category_list"]
-    array_dict = {split: (np.load(data_folder / f"{split}_images.npy", mmap_mode="r"), np.load(data_folder / f"{split}_labels.npy"))
-                  for split in ("train", "test")}
     train_images_4d_array = array_dict["train"][0]
     torch.manual_seed(seed)
     network = model.KeypointNet(len(category_list)).to(device)
@@ -294,7 +297,10 @@ def train(data_folder: Path, updates: int, seed: int, mirror: bool, resume: bool
     average.load_state_dict(network.state_dict())
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     first_update, train_curve, test_curve = 0, [], []
-    run_dict = {"categories": category_list, "updates": updates, "seed": seed, "mirror": mirror, "layers": [list(l) for l in model.LAYER_LIST]}
+    run_dict = {"updates": updates, "seed": seed, "mirror": mirror, "categories": category_list,
+                "layers": [list(layer) for layer in model.LAYER_LIST],
+                "data set": f"{dataset_dict['source']}, {len(train_images_4d_array)} pictures, {len(array_dict['train'][1])} labels",
+                "settings": [STEPS_PER_UPDATE, BATCH, CROP, LEARNING_RATE, HALVINGS, WEIGHT_DECAY, LOCATION_LOSS, U, AVERAGE_DECAY]}
     checkpoint_path = data_folder / "checkpoint.pt"
     if resume:
         saved_dict = load_checkpoint(checkpoint_path, run_dict)
@@ -305,6 +311,7 @@ def train(data_folder: Path, updates: int, seed: int, mirror: bool, resume: bool
         print(f"going on after update {first_update} of {updates}")
 
     test_loader = Loader(*array_dict["test"], 0, 0, seed=12345, mirror=False)  # never started: its make_batch is all we need
+    test_loader.warp_share = 0.0
     test_batch_list = [to_device(test_loader.make_batch(step), device) for step in range(8)]
     steps = updates * STEPS_PER_UPDATE
     print(f"{len(train_images_4d_array)} pictures, {len(category_list) - 1} classes, {updates} updates of {STEPS_PER_UPDATE} x {BATCH} "
@@ -369,7 +376,9 @@ def train(data_folder: Path, updates: int, seed: int, mirror: bool, resume: bool
                 loss_sum.zero_()
                 wait_seconds, mark_time, mark_update = 0.0, time.perf_counter(), done
             if done % SAVE_EVERY == 0 or done == updates or stop_signal_list:
-                test_curve.append([done, *test_loss(average, test_batch_list)])
+                test_curve.append([done, *loss_on_test_crops(average, test_batch_list)])
+                if not np.isfinite(test_curve[-1]).all():
+                    raise UserError(f"the test loss is nan at update {done}; the weights saved before are untouched; lower LEARNING_RATE in 03_train.py")
                 save_all(done)
             if stop_signal_list:
                 print(f"\nstopped after update {done}; weights and checkpoint are saved: go on with --resume")
@@ -391,6 +400,8 @@ def load_checkpoint(path: Path, run_dict: dict) -> dict:
         raise UserError(f"{path}: no such file, so there is nothing to resume; train without --resume")
     try:
         saved_dict = torch.load(path, weights_only=True)
+        for key in ("network", "average", "optimizer", "update", "train_curve", "test_curve"):
+            saved_dict[key]  # a KeyError here, rather than later
         saved_run_dict = saved_dict["run"]
     except Exception as error:
         raise UserError(f"{path}: not a checkpoint ({type(error).__name__}); train without --resume") from None

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
-from common import (CELL, COLOUR_LIST, DATA_FOLDER, Progress, UserError, draw_keypoints, pad_image, pick_device, read_image,
+from common import (CELL, COLOUR_LIST, DATA_FOLDER, Progress, UserError, draw_keypoints, pad_image, pick_device, read_data_set, read_image,
                     replacing, run_main)
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
@@ -158,7 +158,7 @@ def blind_guess(train_label_2d_array, truth_list, category_list) -> dict:
     """What one gets without looking: in every picture, each class at its median place in the training split."""
     place_dict = {class_id: np.median(train_label_2d_array[train_label_2d_array[:, 1] == class_id, 2:], axis=0)
                   for class_id in range(1, len(category_list)) if (train_label_2d_array[:, 1] == class_id).any()}
-    guess_2d_array = np.array([(class_id, *place) for class_id, place in place_dict.items()])
+    guess_2d_array = np.array([(class_id, *place) for class_id, place in place_dict.items()]).reshape(-1, 3)
     matrix = confusion_matrix([guess_2d_array] * len(truth_list), truth_list, len(category_list))
     result = precision_recall(matrix, list(range(1, len(category_list))))
     distance_list = [np.hypot(*(place_dict[int(class_id)] - (x, y))) for truth_2d_array in truth_list
@@ -313,8 +313,9 @@ def draw_plots(folder: Path, metrics: dict, category_list, error_2d_array, keypo
     for (row, column), value in np.ndenumerate(matrix):
         if value:
             axes.text(column, row, str(value), ha="center", va="center", color="white" if share[row, column] > 0.5 else "black")
-    axes.set_xticks(range(len(category_list)), category_list, rotation=90 if len(category_list) > 4 else 0)
-    axes.set_yticks(range(len(category_list)), category_list)
+    name_list = [name.replace("$", "\\$") for name in category_list]
+    axes.set_xticks(range(len(category_list)), name_list, rotation=90 if len(category_list) > 4 else 0)
+    axes.set_yticks(range(len(category_list)), name_list)
     axes.set(xlabel="answer (background: missed)", ylabel="truth (background: false alarm)", title="confusion matrix")
     save(figure, "confusion.png")
 
@@ -467,15 +468,11 @@ def main() -> None:
     print(f"using {weights_path}")
     network, about_dict = model.load_weights(weights_path, pick_device())
     network = model.fold_batch_norm(network)
-    dataset_path = options.data / "dataset.json"
-    if not dataset_path.is_file():
-        raise UserError(f"{dataset_path}: no such file; make it with 01_prepare_data.py")
-    dataset_dict = json.loads(dataset_path.read_text(encoding="utf-8"))
+    dataset_dict, array_dict = read_data_set(options.data)
     category_list = dataset_dict["category_list"]
     if category_list != about_dict["category_list"]:
         raise UserError(f"{weights_path}: knows {about_dict['category_list'][1:]}, the data set has {category_list[1:]}; train on it with 03_train.py")
-    images_4d_array = np.load(options.data / f"{options.split}_images.npy", mmap_mode="r")
-    label_2d_array = np.load(options.data / f"{options.split}_labels.npy")
+    images_4d_array, label_2d_array = array_dict[options.split]
     truth_list = [label_2d_array[label_2d_array[:, 0] == index, 1:] for index in range(len(images_4d_array))]  # class id, x, y
 
     found_list, best_list = [], []
@@ -486,7 +483,7 @@ def main() -> None:
         best_list.append(best_2d_array)
         progress.show(done)
     metrics = summarise(found_list, best_list, truth_list, category_list)
-    metrics["blind_guess"] = blind_guess(np.load(options.data / "train_labels.npy"), truth_list, category_list)
+    metrics["blind_guess"] = blind_guess(array_dict["train"][1], truth_list, category_list)
     metrics["speed"] = speed(network, images_4d_array[0], about_dict)
     metrics["robustness"], metrics["shift"] = {}, {}
     if not options.quick:

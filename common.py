@@ -6,10 +6,10 @@ drawing keypoints, writing LabelImg's XML, and a progress bar that refreshes in 
 """
 
 import contextlib
+import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -20,7 +20,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 CELL = 32  # px; the network's stride: one cell of its grid looks after 32x32 px of the picture
 DATA_FOLDER = Path(__file__).resolve().parent / "data"  # the default of every script's --data
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
+Image.init()  # Pillow else loads WEBP and TIFF only when it is free to guess
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; ours comes before a pixel is decoded
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # and no others: Pillow would hand PostScript over to another program
 MAX_PIXELS = 50_000_000  # a picture above this is refused: a few bytes of PNG can unpack to gigabytes
 COLOUR_LIST = ["#00e5ff", "#ff4fd8", "#a6ff00", "#ffd400", "#ff7b3a", "#8f9bff"]  # one a class, in turn
 
@@ -31,10 +34,15 @@ class UserError(Exception):
 
 def run_main(main) -> None:
     """Call `main()`; what a user can get wrong ends in one sentence and exit code 1, not in a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a class's name shows its code instead
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:  # the output went into `head`, which had seen enough
+        sys.stdout = None
     except OSError as error:  # no such folder, disk full, no permission
         sys.exit(f"error: {error.strerror or error}: {error.filename or 'a file of the data folder'}")
     except KeyboardInterrupt:
@@ -45,14 +53,32 @@ def run_main(main) -> None:
 def replacing(path: Path):
     """Yield a temporary path beside `path`, moved into place at the end: a reader never meets half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary_name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
-    os.close(handle)
+    temporary = path.with_name(f".writing-{path.name}")  # the same name each time: what a kill left is overwritten
     try:
-        yield Path(temporary_name)
-        os.chmod(temporary_name, 0o644)
-        os.replace(temporary_name, path)
+        yield temporary
+        os.replace(temporary, path)
     finally:
-        Path(temporary_name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def read_data_set(folder: Path) -> tuple[dict, dict]:
+    """dataset.json as a dict, and {"train": (images, labels), "test": ...} as mapped arrays. Raises UserError."""
+    path = folder / "dataset.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; make it with 01_prepare_data.py")
+    try:
+        dataset_dict = json.loads(path.read_text(encoding="utf-8"))
+        if missing := {"category_list", "box_size", "max_per_class", "train", "test"} - set(dataset_dict):
+            raise ValueError(f"lacks {min(missing)}")
+        array_dict = {}
+        for split in ("train", "test"):
+            path = folder / f"{split}_images.npy"
+            images_4d_array = np.load(path, mmap_mode="r")
+            path = folder / f"{split}_labels.npy"
+            array_dict[split] = images_4d_array, np.load(path)
+    except (ValueError, EOFError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({str(error).splitlines()[0][:80]}); make it again with 01_prepare_data.py") from None
+    return dataset_dict, array_dict
 
 
 def pick_device() -> torch.device:
@@ -68,7 +94,7 @@ def read_image(path) -> np.ndarray:
     """
     name = path if isinstance(path, (str, os.PathLike)) else "the picture"
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{name}: {image.width} x {image.height} px is more than {MAX_PIXELS:,} px; shrink it")
             image = ImageOps.exif_transpose(image)
@@ -80,7 +106,7 @@ def read_image(path) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"{name}: no such file") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         reason = str(error).split(" <")[0].split(" '")[0]
         raise UserError(f"{name}: not a readable picture ({reason}); save it again as JPEG or PNG") from None
 
@@ -105,23 +131,34 @@ def round_up_to_cell(length: int) -> int:
 def draw_keypoints(image: Image.Image, keypoint_list: list[dict]) -> Image.Image:
     """A copy of the picture with box, cross, name and score of each keypoint (dicts as 05_predict.py's JSON has them).
 
-    Each line is drawn twice, dark and wide below bright and thin, so that it shows on any ground.
+    Each line is drawn twice, dark and wide below bright and thin, so that it shows on any ground. Texts come last, each
+    above, below, right or left of its box: where the fewest other texts are.
     """
     image = image.convert("RGB")
     canvas = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=14)
     for keypoint in keypoint_list:
-        x, y, colour = keypoint["x"], keypoint["y"], keypoint.get("colour", COLOUR_LIST[0])
-        box = keypoint["box"]
-        for width, ink in ((4, "black"), (2, colour)):
+        x, y, box = keypoint["x"], keypoint["y"], keypoint["box"]
+        for width, ink in ((4, "black"), (2, keypoint.get("colour", COLOUR_LIST[0]))):
             canvas.rectangle([v - 0.5 for v in box], outline=ink, width=width)  # pixel c covers [c, c+1): centre c + 0.5
             canvas.line([x - 5.5, y - 0.5, x + 4.5, y - 0.5], fill=ink, width=width - 1)
             canvas.line([x - 0.5, y - 5.5, x - 0.5, y + 4.5], fill=ink, width=width - 1)
+    taken_list = []  # x, y, width of the texts so far
+    for keypoint in keypoint_list:
+        xmin, ymin, xmax, ymax = keypoint["box"]
         text = keypoint["class"] + (f" {keypoint['score']:.2f}" if "score" in keypoint else "")
-        left, top, right, bottom = canvas.textbbox((0, 0), text, font=font, stroke_width=2)
-        text_x = min(max(2, box[0]), image.width - (right - left) - 2)
-        text_y = box[1] - bottom - 3 if box[1] - bottom - 3 > 0 else box[3] + 2
-        canvas.text((text_x, text_y), text, fill=colour, font=font, stroke_width=2, stroke_fill="black")
+        _, _, width, height = canvas.textbbox((0, 0), text, font=font, stroke_width=2)
+        place_list = [(xmin, ymin - height - 3), (xmin, ymax + 2), (xmax + 4, ymin + 4), (xmin - width - 4, ymin + 4)]
+        place_list = [(min(max(2, x), image.width - width - 2), min(max(0, y), image.height - height)) for x, y in place_list]
+
+        def overlaps(place):
+            return sum(abs(place[1] - y) < height and place[0] < x + w and x < place[0] + width for x, y, w in taken_list)
+
+        x, y = min(place_list, key=overlaps)
+        if y < ymax and ymin < y + height and xmin - width < x < xmax:  # pushed onto its own box by the picture's edge
+            x, y = place_list[1]
+        taken_list.append((x, y, width))
+        canvas.text((x, y), text, fill=keypoint.get("colour", COLOUR_LIST[0]), font=font, stroke_width=2, stroke_fill="black")
     return image
 
 
