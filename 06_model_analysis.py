@@ -37,7 +37,7 @@ from common import CELL, DATA_FOLDER, IMAGE_SUFFIXES, UserError, pick_device, re
 model = importlib.import_module("02_model")
 
 HEIGHT, WIDTH = 1920, 320  # px of a picture, where no data set says otherwise
-CROP, CROP_BATCH = 128, 32  # px and crops a step, as 03_train.py trains
+CROP, CROP_BATCH = 128, 16  # px and crops a step, as 03_train.py trains
 CARD = 4 * 2 ** 30  # bytes; the graphics card of the question "which batch fits?"
 CARD_TAKEN = 2 ** 29  # bytes that CUDA's own code takes before the first tensor; between 0.3 and 0.6 GB on most cards
 RUNS = 15  # calls whose fastest is quoted
