@@ -34,14 +34,14 @@ from common import CELL, DATA_FOLDER, Progress, UserError, pick_device, read_dat
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
 
-UPDATES = 10000  # changes of the weights; set in updates, not epochs, so that 100 pictures are learned as long as 1,000
+UPDATES = 17000  # changes of the weights; set in updates, not epochs, so that 100 pictures are learned as long as 1,000
 STEPS_PER_UPDATE = 2  # gradients of two steps add up before an update: a batch twice as large as memory must hold
 BATCH = 16  # crops a step
 CROP = 128  # px; side of the squares that are cut out for training; the network is convolutional, so any size will do
 KEYPOINT_SHARE = 0.75  # of the crops lie round a keypoint; the others lie anywhere: most of a picture is background
 QUEUE_SIZE = 8  # batches; enough to bridge a slow one, and few megabytes
 LEARNING_RATE = 3e-3  # at the start
-HALVINGS = 8  # of the learning rate, evenly over the run
+HALVINGS = 4  # of the learning rate, evenly over the run
 WEIGHT_DECAY = 1e-3  # pulls weights towards zero, a little
 LOCATION_LOSS = "L1"  # or "MSE": |error|, or its square, which cares little once errors are small
 U = 1.0  # weight of the confidence loss against the location loss
