@@ -38,7 +38,6 @@ OFFSET_UNIT = CELL / 2  # px; the network says offsets in half cells, so that wh
 NEIGHBOUR_REACH = CELL  # px; a cell whose prior is within this of a keypoint, in x and in y, learns its offset too: the four nearest
 LOOK_LIST = [(-10, 5), (-5, 12), (5, -10), (12, -5)]  # px; the second looks' crops are shifted so: each another remainder by 4
 LOOK_SIDE = 128  # px; side of their crops, as in training
-NEIGHBOUR = -1  # class id of a cell beside a keypoint's own: it learns the offset but is neither keypoint nor background
 
 
 class KeypointNet(nn.Module):
@@ -82,14 +81,16 @@ def match(label_2d_array: np.ndarray, picture_count: int, rows: int, columns: in
     """Ground truth onto the grid: what each cell should answer.
 
     label_2d_array: `[M, 4]`, a row a keypoint: picture index, class id, x, y in px. Returns gt_offset `[N, 2, rows, columns]`
-    in px, float32, and gt_class_id `[N, rows, columns]`, int64: 0 background, NEIGHBOUR beside a keypoint, else the class.
+    in px, float32, and gt_class_id `[N, rows, columns]`, int64: 0 background, the class in a keypoint's own cell, and minus
+    the class in the cells beside it.
 
-    The cells round a keypoint's own learn the offset too: nine lessons from one label. They stay out of the class loss,
-    since a keypoint on a border belongs to both cells about as much. Where keypoints compete, the nearer to the prior wins.
+    The nearest cells beside a keypoint's own learn the offset too: four lessons from one label. Whether they also say its class
+    is left to them, since a keypoint on a border belongs to both cells about as much. Where keypoints compete, own cells
+    come first, then the nearer to the prior.
 
     >>> gt_offset, gt_class_id = match(np.array([[0, 2, 40, 20]]), 1, 3, 3)
     >>> gt_offset[0, :, 0, 1], gt_class_id[0, 0].tolist()  # the cell at row 0, column 1; its prior is (48, 16)
-    (array([-8.,  4.], dtype=float32), [-1, 2, 0])
+    (array([-8.,  4.], dtype=float32), [-2, 2, 0])
     """
     gt_offset_4d_array = np.zeros((picture_count, 2, rows, columns), np.float32)
     gt_class_id_3d_array = np.zeros((picture_count, rows, columns), np.int64)
@@ -108,7 +109,7 @@ def match(label_2d_array: np.ndarray, picture_count: int, rows: int, columns: in
     # Written from the worst candidate to the best, so that the best stays: own cells last, the nearest to the prior very last.
     order = np.lexsort((-np.hypot(dx, dy)[inside], is_own[inside]))
     cell = picture[inside][order], row[inside][order], column[inside][order]
-    gt_class_id_3d_array[cell] = np.where(is_own, class_id, NEIGHBOUR)[inside][order]
+    gt_class_id_3d_array[cell] = np.where(is_own, class_id, -class_id)[inside][order]
     gt_offset_4d_array[cell[0], 0, cell[1], cell[2]] = dx[inside][order]
     gt_offset_4d_array[cell[0], 1, cell[1], cell[2]] = dy[inside][order]
     return gt_offset_4d_array, gt_class_id_3d_array

@@ -218,8 +218,12 @@ def detection_loss(output_4d, gt_offset_4d, gt_class_id_3d):
     error_4d = error_4d.abs() if LOCATION_LOSS == "L1" else error_4d.square()
     location = (error_4d * has_offset_3d[:, None]).sum() / count
     # Confidence: cross_entropy takes scores [N, C, ...] before softmax and the target's class ids [N, ...].
-    cell_loss_3d = nn.functional.cross_entropy(output_4d[:, 2:], gt_class_id_3d.clamp(min=0), reduction="none")  # [N, 4, 4]
-    positive = (cell_loss_3d * (gt_class_id_3d > 0)).sum()
+    score_4d = output_4d[:, 2:]  # [N, 3, 4, 4]
+    cell_loss_3d = nn.functional.cross_entropy(score_4d, gt_class_id_3d.abs(), reduction="none")  # [N, 4, 4]
+    # Beside a keypoint background and its class are both right, so their shares are added; only another class is wrong.
+    background_loss_3d = nn.functional.cross_entropy(score_4d, torch.zeros_like(gt_class_id_3d), reduction="none")
+    beside_loss_3d = -torch.logaddexp(-cell_loss_3d, -background_loss_3d)  # [N, 4, 4]; log(a + b) from log a and log b
+    positive = (cell_loss_3d * (gt_class_id_3d > 0)).sum() + (beside_loss_3d * (gt_class_id_3d < 0)).sum()
     # Nearly all cells are background and soon easy. Only the hardest count, or they would drown the few keypoints.
     negative_2d = (cell_loss_3d * (gt_class_id_3d == 0)).flatten(start_dim=1)  # [N, 16]
     negative = negative_2d.topk(min(HARD_NEGATIVES, negative_2d.shape[1]), dim=1).values.sum()

@@ -286,25 +286,27 @@ def test_a_perfect_answer_has_next_to_no_loss():
     assert abs(location.item()) < 1e-6 and abs(confidence.item()) < 1e-6
 
 
-def test_cells_beside_a_keypoint_are_out_of_the_class_loss():
-    output_4d, gt_offset_4d, gt_class_id_3d = random_case()
-    beside = gt_class_id_3d == model.NEIGHBOUR
-    if not beside.any():
-        pytest.skip("no cell beside a keypoint learns anything")
-    before = train.detection_loss(output_4d, gt_offset_4d, gt_class_id_3d)
-    output_4d[:, 3][beside] += 9
-    after = train.detection_loss(output_4d, gt_offset_4d, gt_class_id_3d)
-    assert torch.equal(before[1], after[1])
-    output_4d[:, 0][beside] += 9
-    assert train.detection_loss(output_4d, gt_offset_4d, gt_class_id_3d)[0] > before[0]
+def test_cells_beside_a_keypoint_may_say_background_or_its_class_and_no_other():
+    gt_class_id_3d = torch.zeros(1, 2, 2, dtype=torch.int64)
+    gt_class_id_3d[0, 0, 0], gt_class_id_3d[0, 0, 1] = 1, -1
+    output_4d, gt_offset_4d = torch.zeros(1, 5, 2, 2), torch.zeros(1, 2, 2, 2)
+    output_4d[0, 2] = 50.0  # all cells: background, surely
+    output_4d[0, 2:, 0, 0] = torch.tensor([0.0, 50.0, 0.0])  # but the keypoint's own: class 1, surely
+    for beside, by_hand in (((50, 0, 0), 0), ((0, 50, 0), 0), ((50, 50, 0), 0), ((0, 0, 0), np.log(1.5)), ((0, 0, 50), 50 - np.log(2))):
+        output_4d[0, 2:, 0, 1] = torch.tensor(beside)
+        location, confidence = train.detection_loss(output_4d, gt_offset_4d, gt_class_id_3d)
+        assert location == 0 and confidence.item() == pytest.approx(by_hand, abs=1e-5)
+    output_4d[0, 0, 0, 1] = 0.5
+    assert train.detection_loss(output_4d, gt_offset_4d, gt_class_id_3d)[0].item() == pytest.approx(0.5 if train.LOCATION_LOSS == "L1" else 0.25)
 
 
 def test_a_grid_with_fewer_cells_than_hard_negatives_is_no_problem(monkeypatch):
     monkeypatch.setattr(train, "HARD_NEGATIVES", 1000)
     output_4d, gt_offset_4d, gt_class_id_3d = random_case()
     _, confidence = train.detection_loss(output_4d, gt_offset_4d, gt_class_id_3d)
-    cell_loss = torch.nn.functional.cross_entropy(output_4d[:, 2:], gt_class_id_3d.clamp(min=0), reduction="none")
-    assert confidence.item() == pytest.approx(cell_loss[gt_class_id_3d >= 0].sum().item() / len(output_4d), rel=1e-5)
+    share_4d = output_4d[:, 2:].softmax(dim=1)
+    right_3d = share_4d.gather(1, gt_class_id_3d.abs()[:, None])[:, 0] + share_4d[:, 0] * (gt_class_id_3d < 0)
+    assert confidence.item() == pytest.approx(-right_3d.log().sum().item() / len(output_4d), rel=1e-5)
 
 
 def test_the_gradients_of_two_half_batches_add_up_to_those_of_the_whole():
