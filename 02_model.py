@@ -247,6 +247,9 @@ def load_weights(path: Path, device="cpu") -> tuple[KeypointNet, dict]:
         network = KeypointNet(len(saved_dict["category_list"]))
         network.load_state_dict(saved_dict["network"])
         about_dict = {key: saved_dict[key] for key in ("category_list", "box_size", "max_per_class")}
+        width, height = about_dict["box_size"]
+        if not all(isinstance(name, str) for name in about_dict["category_list"]) or not min(width, height, about_dict["max_per_class"]) > 0:
+            raise ValueError("impossible categories, box size or number of keypoints")
     except Exception as error:  # damaged bytes can raise nearly anything
         reason = f"{type(error).__name__} {str(error).strip().splitlines()[0][:80] if str(error).strip() else ''}".strip()
         raise UserError(f"{path}: not the weights of this network ({reason}); train again with 03_train.py") from None
@@ -264,7 +267,8 @@ def find_keypoints(network: KeypointNet, about_dict: dict, image_3d_array: np.nd
     """Keypoints of one picture, uint8 `[height, width, 3]`, any size: dicts with class, x, y, score, box (px)."""
     height, width = image_3d_array.shape[:2]
     padded_3d_array = pad_image(image_3d_array, round_up_to_cell(height), round_up_to_cell(width))
-    image_3d = torch.from_numpy(np.array(padded_3d_array)).to(network.head.weight.device)  # uint8 [1920, 320, 3], a copy
+    padded_3d_array = np.require(padded_3d_array, requirements=["C", "W"])  # a copy where from_numpy needs one
+    image_3d = torch.from_numpy(padded_3d_array).to(network.head.weight.device)  # uint8 [1920, 320, 3]
     output_4d = network(image_3d.permute(2, 0, 1)[None])  # [1, 5, 60, 10]
     (keypoint_2d, class_id_1d, score_1d), = decode(output_4d, about_dict["max_per_class"], threshold)
     keypoint_2d = look_again(network, image_3d, keypoint_2d)
@@ -302,7 +306,7 @@ def main() -> None:
     print(f"       from its prior (112, 688) it is {gt_offset_4d_array[0, :, row, column].tolist()} px away")
     perfect_4d = torch.zeros(1, 5, 60, 10)  # the output that a perfect network would give
     perfect_4d[:, :2] = torch.from_numpy(gt_offset_4d_array) / OFFSET_UNIT
-    class_id_3d = torch.from_numpy(gt_class_id_3d_array).clamp(min=0)
+    class_id_3d = torch.from_numpy(gt_class_id_3d_array).clamp(min=0)  # the cells beside it say background
     perfect_4d[:, 2:] = 20 * nn.functional.one_hot(class_id_3d, 3).permute(0, 3, 1, 2)
     (keypoint_2d, class_id_1d, score_1d), = decode(perfect_4d)
     print(f"decode: keypoint {keypoint_2d.tolist()}, class {class_id_1d.tolist()}, score {score_1d.tolist()}")

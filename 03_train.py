@@ -5,9 +5,10 @@
     python 03_train.py --resume         # goes on where a stopped run was
 
 Reads   data/dataset.json and data/{train,test}_{images,labels}.npy.
-Writes  data/weights.pt (to predict with), data/checkpoint.pt (for --resume), data/results/loss.png.
-Time    about five minutes on two CPU cores, and a minute for drawing.
-See     a loss that falls from about 2 to below 0.1; both of its parts fall, on the test split too.
+Writes  data/weights.pt (to predict with), data/checkpoint.pt (for --resume), data/results/loss.png; what an earlier run left
+        of the first two is kept as data/weights.old.pt and data/checkpoint.old.pt.
+Time    about six minutes on two CPU cores, and a minute for drawing.
+See     a loss that falls from about 3 to 0.1; both of its parts fall, on the test split too.
 Next    python 04_evaluate.py says how good the result is.
 
 Words: a step is one forward and backward pass over one batch; an update changes the weights and follows every second step;
@@ -17,6 +18,7 @@ an epoch is as many crops as the training split has pictures.
 import argparse
 import importlib
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,7 +189,7 @@ def augment(images_4d: torch.Tensor, generator: torch.Generator, noise_1d: torch
         number_4d = torch.rand(count, channels, 1, 1, generator=generator, device=images_4d.device)
         return number_4d * (high - low) + low  # [N, 1, 1, 1]
 
-    # mul_ and its like work in place: no new 6 MB for every line, whose memory would cost more than the arithmetic.
+    # mul_ and its like work in place: no new 3 MB for every line, whose memory would cost more than the arithmetic.
     # A factor a colour, written out along a row: multiplying three numbers at a time is slow on a CPU, a row is quick.
     colour_4d = uniform(1 - COLOUR, 1 + COLOUR, channels=3).expand(-1, -1, -1, width)  # [N, 3, 1, 128]
     images_4d.mul_(colour_4d.contiguous(memory_format=torch.channels_last))
@@ -212,7 +214,7 @@ def detection_loss(output_4d, gt_offset_4d, gt_class_id_3d):
     As a mean over pictures, the loss of two half batches adds up to that of the whole: accumulation changes nothing.
     """
     count = len(output_4d)
-    # Location: the cells that hold a keypoint or lie beside one. A boolean mask picks them out of the grid.
+    # Location: the cells that hold a keypoint (class id above 0) or lie beside one (below 0), picked by a boolean mask.
     has_offset_3d = gt_class_id_3d != 0  # [N, 4, 4]
     error_4d = output_4d[:, :2] - gt_offset_4d / model.OFFSET_UNIT  # [N, 2, 4, 4]
     error_4d = error_4d.abs() if LOCATION_LOSS == "L1" else error_4d.square()
@@ -304,13 +306,17 @@ def train(data_folder: Path, updates: int, seed: int, mirror: bool, resume: bool
     run_dict = {"updates": updates, "seed": seed, "mirror": mirror, "categories": category_list,
                 "layers": [list(layer) for layer in model.LAYER_LIST],
                 "data set": f"{dataset_dict['source']}, {len(train_images_4d_array)} pictures, {len(array_dict['train'][1])} labels",
-                "settings": [STEPS_PER_UPDATE, BATCH, CROP, LEARNING_RATE, HALVINGS, WEIGHT_DECAY, LOCATION_LOSS, U, AVERAGE_DECAY]}
+                "settings": [STEPS_PER_UPDATE, BATCH, CROP, KEYPOINT_SHARE, LEARNING_RATE, HALVINGS, WEIGHT_DECAY, LOCATION_LOSS, U, HARD_NEGATIVES,
+                             AVERAGE_DECAY, LIGHT, CONTRAST, COLOUR, NOISE, BLUR, TURN, ZOOM, WARP_SHARE, WARP_PICTURES]}
     checkpoint_path = data_folder / "checkpoint.pt"
     if resume:
         saved_dict = load_checkpoint(checkpoint_path, run_dict)
-        network.load_state_dict(saved_dict["network"])
-        average.load_state_dict(saved_dict["average"])
-        optimizer.load_state_dict(saved_dict["optimizer"])
+        try:
+            network.load_state_dict(saved_dict["network"])
+            average.load_state_dict(saved_dict["average"])
+            optimizer.load_state_dict(saved_dict["optimizer"])
+        except Exception as error:  # damaged bytes can raise nearly anything
+            raise UserError(f"{checkpoint_path}: damaged ({type(error).__name__}); train without --resume") from None
         first_update, train_curve, test_curve = saved_dict["update"], saved_dict["train_curve"], saved_dict["test_curve"]
         print(f"going on after update {first_update} of {updates}")
 
@@ -323,6 +329,11 @@ def train(data_folder: Path, updates: int, seed: int, mirror: bool, resume: bool
           f"{sum(p.numel() for p in network.parameters()):,} parameters")
 
     def save_all(update: int) -> None:
+        if not resume and not test_curve[1:]:  # the first save of a new run: what an earlier one has learned is kept
+            for path in (data_folder / "weights.pt", checkpoint_path):
+                if path.is_file():
+                    with replacing(path.with_suffix(".old.pt")) as temporary:
+                        shutil.copyfile(path, temporary)
         save(data_folder / "weights.pt", {
             "network": average.state_dict(), "category_list": category_list, "box_size": dataset_dict["box_size"],
             "max_per_class": dataset_dict["max_per_class"]})
@@ -355,7 +366,7 @@ def train(data_folder: Path, updates: int, seed: int, mirror: bool, resume: bool
                 wait_seconds += time.perf_counter() - start_time
                 images_4d, gt_offset_4d, gt_class_id_3d = to_device(batch, device)
                 generator.manual_seed(seed * 1_000_003 + step)  # like the loader: the step alone decides
-                output_4d = network(augment(images_4d, generator, noise_1d))  # [32, 5, 4, 4]
+                output_4d = network(augment(images_4d, generator, noise_1d))  # [16, 5, 4, 4]
                 location, confidence = detection_loss(output_4d, gt_offset_4d, gt_class_id_3d)
                 # Divided by the number of steps, so that the accumulated gradient is the mean, not the sum.
                 ((location + U * confidence) / STEPS_PER_UPDATE).backward()
@@ -392,7 +403,7 @@ def train(data_folder: Path, updates: int, seed: int, mirror: bool, resume: bool
     seconds = time.perf_counter() - progress.start_time
     crops = (updates - first_update) * STEPS_PER_UPDATE * BATCH
     work = 3 * model.multiply_adds(loader.crop_height, loader.crop_width, len(category_list)) * crops
-    print(f"{crops} crops in {seconds:.0f} s: {work / seconds / 1e9:.0f} thousand million multiply-adds a second")
+    print(f"{crops} crops in {seconds:.0f} s: {work / seconds / 1e9:.0f} billion multiply-adds a second")
     draw_curves(data_folder / "results" / "loss.png", train_curve, test_curve)
     print(f"test loss {test_curve[-1][1] + U * test_curve[-1][2]:.4f} = {test_curve[-1][1]:.4f} + {U:g} x {test_curve[-1][2]:.4f}; "
           f"wrote {data_folder / 'weights.pt'} and {data_folder / 'results' / 'loss.png'}")
@@ -406,7 +417,7 @@ def load_checkpoint(path: Path, run_dict: dict) -> dict:
         saved_dict = torch.load(path, weights_only=True)
         for key in ("network", "average", "optimizer", "update", "train_curve", "test_curve"):
             saved_dict[key]  # a KeyError here, rather than later
-        saved_run_dict = saved_dict["run"]
+        saved_run_dict = dict(saved_dict["run"])
     except Exception as error:
         raise UserError(f"{path}: not a checkpoint ({type(error).__name__}); train without --resume") from None
     for key, value in run_dict.items():
@@ -425,8 +436,8 @@ def main() -> None:
                         help="mirror and quarter-turn crops: for classes that mean the same then (default: off)")
     parser.add_argument("--resume", action="store_true", help="go on where a stopped run was (default: start anew)")
     options = parser.parse_args()
-    if options.updates < 1 or options.seed < 0:
-        parser.error("--updates must be at least 1 and --seed at least 0")
+    if options.updates < 1 or not 0 <= options.seed < 2 ** 32:
+        parser.error("--updates must be at least 1 and --seed at least 0 and below 2**32")
     if not (options.data / "dataset.json").is_file():
         print(f"{options.data} holds no data set yet; starting 01_prepare_data.py to draw one", flush=True)
         script = Path(__file__).resolve().parent / "01_prepare_data.py"

@@ -395,7 +395,7 @@ def suspicious_labels(found_list, truth_list, category_list) -> list:
     result_list = []
     for picture, (found_2d_array, truth_2d_array) in enumerate(zip(found_list, truth_list)):
         # A label that was moved far is not within the usual radius, so the same class is paired at any distance.
-        pair_list = [(i, j) for i, j in pair(found_2d_array, truth_2d_array)]
+        pair_list = pair(found_2d_array, truth_2d_array)
         free_found = set(range(len(found_2d_array))) - {i for i, _ in pair_list}
         free_truth = set(range(len(truth_2d_array))) - {j for _, j in pair_list}
         for i in sorted(free_found):
@@ -445,8 +445,8 @@ def print_report(metrics: dict, category_list) -> None:
     rate = metrics["speed"]
     print(f"speed: decoding {rate['decode_ms']} ms, network {rate['network_ms']} ms, file to keypoints {rate['picture_ms']} ms = "
           f"{rate['pictures_per_second']} pictures a second\n"
-          f"       {rate['multiply_adds'] / 1e6:.0f} million multiply-adds; a 1024 x 1024 matrix product runs at {rate['matmul_rate']:.0f} thousand "
-          f"million a second here, so they need {rate['floor_ms']} ms at least")
+          f"       {rate['multiply_adds'] / 1e6:.0f} million multiply-adds; a 1024 x 1024 matrix product runs at {rate['matmul_rate']:.0f} billion "
+          f"a second here: at that rate they take {rate['floor_ms']} ms")
     if metrics["robustness"]:
         print(f"\n{'change':24}{'precision':>10}{'recall':>9}{'mean px':>9}")
         for name, row in metrics["robustness"].items():

@@ -183,6 +183,9 @@ def predict_files(network, about_dict: dict, options) -> None:
     for problem in problem_list:
         print(f"bad: {problem}")
 
+    if any(path.resolve().parent == folder.resolve() for path in path_list):
+        raise UserError(f"{folder}: holds the pictures themselves, which would be drawn over; choose another place with --out")
+
     colour_dict = {name: COLOUR_LIST[index % len(COLOUR_LIST)] for index, name in enumerate(about_dict["category_list"][1:])}
     progress = Progress(len(path_list), "predicting") if len(path_list) >= LONG_RUN else None
     entry_list, used_set, keypoint_count = [], set(), 0

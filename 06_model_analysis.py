@@ -593,8 +593,11 @@ def main() -> None:
         network = model.KeypointNet(class_count=3).to(device).eval()
         print(f"no {weights_path}, so this is an untrained network: shapes, counts and bytes are the same, gradients are not")
     dataset_path = options.data / "dataset.json"
-    dataset_dict = json.loads(dataset_path.read_text(encoding="utf-8")) if dataset_path.is_file() else {}
-    height, width = dataset_dict.get("height", HEIGHT), dataset_dict.get("width", WIDTH)
+    try:
+        dataset_dict = json.loads(dataset_path.read_text(encoding="utf-8")) if dataset_path.is_file() else {}
+        height, width = int(dataset_dict.get("height", HEIGHT)), int(dataset_dict.get("width", WIDTH))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{dataset_path}: damaged ({str(error)[:80]}); make it again with 01_prepare_data.py") from None
     sample_list = sorted(p for p in (options.data / "sample").glob("*") if p.suffix in IMAGE_SUFFIXES)
     noise_3d_array = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     image_3d_array = read_image(sample_list[0]) if sample_list else noise_3d_array

@@ -75,8 +75,12 @@ def read_data_set(folder: Path) -> tuple[dict, dict]:
             path = folder / f"{split}_images.npy"
             images_4d_array = np.load(path, mmap_mode="r")
             path = folder / f"{split}_labels.npy"
-            array_dict[split] = images_4d_array, np.load(path)
-    except (ValueError, EOFError, TypeError) as error:
+            label_2d_array = np.load(path)
+            picture_count = len(dataset_dict[split]["file_list"])
+            if images_4d_array.ndim != 4 or len(images_4d_array) != picture_count or label_2d_array.shape[1:] != (4,):
+                raise ValueError("does not fit dataset.json")
+            array_dict[split] = images_4d_array, label_2d_array
+    except (ValueError, EOFError, TypeError, KeyError) as error:
         raise UserError(f"{path}: damaged ({str(error).splitlines()[0][:80]}); make it again with 01_prepare_data.py") from None
     return dataset_dict, array_dict
 
@@ -97,13 +101,13 @@ def read_image(path) -> np.ndarray:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{name}: {image.width} x {image.height} px is more than {MAX_PIXELS:,} px; shrink it")
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip all above 255 to white
                 image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
             if "A" in image.getbands() or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(image.convert("RGB"))
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"{name}: no such file") from None
     except (OSError, ValueError, SyntaxError) as error:

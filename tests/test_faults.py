@@ -98,7 +98,6 @@ def test_weights_of_another_format_are_refused_by_every_script_that_reads_weight
 
 
 @pytest.mark.parametrize("changes", [{"box_size": None}, {"box_size": "30"}, {"max_per_class": "one"}, {"category_list": ["background", 1, 2]}])
-@pytest.mark.xfail(strict=True, reason="02_model.py load_weights does not look at these values")
 def test_weights_whose_plain_values_are_of_another_kind_are_refused(small_data, tmp_path, monkeypatch, changes):
     path = small_data / "weights.pt"
     torch.save({**torch.load(path, weights_only=True), **changes}, path)
@@ -116,7 +115,6 @@ def stopped_run(small_data, monkeypatch):
 
 
 @pytest.mark.parametrize("changes", [{"run": 7}, {"optimizer": {}}, {"network": {}}, {"average": [1, 2]}])
-@pytest.mark.xfail(strict=True, reason="03_train.py looks only at whether a checkpoint has these entries")
 def test_a_checkpoint_whose_entries_are_of_another_kind_is_refused(stopped_run, monkeypatch, changes):
     path = stopped_run / "checkpoint.pt"
     torch.save({**torch.load(path, weights_only=True), **changes}, path)
@@ -141,16 +139,29 @@ def test_random_bytes_in_a_checkpoint_end_in_a_sentence_or_go_on(stopped_run, mo
 # ---------------------------------------------------------------- a damaged data set, for 06
 
 @pytest.mark.parametrize("content", [b'{"height": 96, "wid', b"\xff\xfe\0\x80", b"[1, 2]", b'{"height": "tall"}'])
-@pytest.mark.xfail(strict=True, reason="06_model_analysis.py reads dataset.json without a net")
 def test_a_damaged_dataset_json_ends_06_in_a_sentence(small_data, monkeypatch, content):
     (small_data / "dataset.json").write_bytes(content)
     monkeypatch.setattr(analysis, "describe", None)  # never so far: what comes after takes half a minute
     assert "dataset.json" in sentence_of(analysis, monkeypatch, "--data", small_data)
 
 
+@pytest.mark.parametrize("kind", ["fewer pictures", "labels of another shape", "pictures of another shape"])
+def test_arrays_of_another_data_set_end_training_and_evaluation_in_a_sentence(small_data, monkeypatch, kind):
+    for split in ("train", "test"):
+        images, labels = small_data / f"{split}_images.npy", small_data / f"{split}_labels.npy"
+        if kind == "fewer pictures":
+            np.save(images, np.load(images)[:1])
+        elif kind == "labels of another shape":
+            np.save(labels, np.zeros(7, np.float32))
+        else:
+            np.save(images, np.load(images)[..., 0])
+    monkeypatch.setattr(evaluate, "SPEED_RUNS", 1)
+    for module, arguments in ((train, ["--updates", 2]), (evaluate, ["--quick", "--split", "train"])):
+        assert ".npy" in sentence_of(module, monkeypatch, "--data", small_data, *arguments)
+
+
 # ---------------------------------------------------------------- numbers that are too large
 
-@pytest.mark.xfail(strict=True, reason="03_train.py takes any --seed, PyTorch does not")
 def test_a_seed_too_large_for_pytorch_ends_with_code_2(small_data, monkeypatch):
     for seed in (2 * 10 ** 13, 10 ** 30):
         assert call_main(train, monkeypatch, "--data", small_data, "--updates", 1, "--seed", seed)[0] == 2
@@ -162,22 +173,20 @@ def test_a_place_that_cannot_be_written_ends_in_a_sentence_with_its_name(small_d
     """A path below a file cannot be made by anybody, root or not: as a read-only folder, and everywhere."""
     blocked, picture, before = tmp_path / "a file", tmp_path / "picture.png", contents(small_data)
     blocked.write_text("I am no folder")
-    for module, arguments in ((predict, ["--out", blocked / "out", picture]), (predict, ["--out", tmp_path / "out", "--json", blocked / "found.json", picture]),
-                              (predict, ["--out", blocked / "out", "--xml", picture])):
-        assert str(blocked) in sentence_of(module, monkeypatch, "--data", small_data, *arguments)
-    assert str(blocked) in sentence_of(prepare_data, monkeypatch, "--source", tmp_path / "none", "--data", blocked) or True
+    for arguments in (["--out", blocked / "out"], ["--out", blocked / "out", "--xml"], ["--out", tmp_path / "out", "--json", blocked / "found.json"]):
+        assert str(blocked) in sentence_of(predict, monkeypatch, "--data", small_data, *arguments, picture)
     assert contents(small_data) == before and blocked.read_text() == "I am no folder"
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_data_folder_ends_every_script_that_writes_in_a_sentence(small_data, tmp_path, monkeypatch):
     shutil.rmtree(small_data / "results", ignore_errors=True)
     before = contents(small_data)
     small_data.chmod(0o555)
+    write_own_pictures(tmp_path / "source", 3)
     try:
+        if os.access(small_data, os.W_OK):
+            pytest.skip("root may write everywhere, and Windows knows no such folder")
         for module, arguments in ((prepare_data, ["--source", tmp_path / "source"]), (train, ["--updates", 1]), (predict, [tmp_path / "picture.png"])):
-            if module is prepare_data:
-                write_own_pictures(tmp_path / "source", 3)
             assert str(small_data) in sentence_of(module, monkeypatch, "--data", small_data, *arguments)
         assert contents(small_data) == before
     finally:
@@ -226,6 +235,15 @@ def test_a_full_disk_while_evaluating_or_predicting_leaves_what_was_written_befo
     assert before == {**contents(out), **contents(small_data), found: found.read_bytes()}
 
 
+def test_drawn_pictures_never_take_the_place_of_the_pictures_themselves(small_data, tmp_path, monkeypatch):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    noise_image(1).save(pictures / "a.png")
+    before = contents(pictures)
+    assert str(pictures) in sentence_of(predict, monkeypatch, "--data", small_data, "--threshold", 0, "--out", pictures, pictures)
+    assert contents(pictures) == before
+
+
 # ---------------------------------------------------------------- odd names, from the first script to the last
 
 def test_spaces_chinese_and_emoji_in_all_names_from_01_to_05(tmp_path):
@@ -249,9 +267,10 @@ def test_spaces_chinese_and_emoji_in_all_names_from_01_to_05(tmp_path):
 
 # ---------------------------------------------------------------- many pictures
 
-# 01 and 04 on few and on many tiny pictures, in a program of its own. Prints for each: its name, peak of RssAnon, CPU seconds.
+# 01 and 04 on few and on many pictures, in a program of its own. Prints for each: its name, peak of RssAnon, CPU seconds.
+# 192 px: below about 128 KB a picture, malloc leaves holes between the labels, and the heap grows though nothing is kept.
 MANY_PICTURES = """
-import sys, time
+import shutil, sys, time
 from pathlib import Path
 repository, folder = sys.argv[1], Path(sys.argv[2])
 sys.path[:0] = [repository, repository + "/tests"]
@@ -284,13 +303,14 @@ for count in (20, 200, 2000):  # the first warms up
     source, data = folder / f"source {count}", folder / f"data {count}"
     source.mkdir()
     for number in range(count):
-        Image.new("RGB", (96, 96), (number % 256, number // 256 * 30, number % 7)).save(source / f"{number}.png", compress_level=1)
-        (source / f"{number}.xml").write_text(conftest.xml_text([("eye", 20, 20, 50, 50)], 96, 96))
+        Image.new("RGB", (192, 192), (number % 256, number // 256 * 30, number % 7)).save(source / f"{number}.png", compress_level=1)
+        (source / f"{number}.xml").write_text(conftest.xml_text([("eye", 20, 20, 50, 50)], 192, 192))
     measure(prepare, f"01/{count}", "--source", source, "--data", data)
     torch.manual_seed(0)
     torch.save({"network": model.KeypointNet(2).state_dict(), "category_list": ["background", "eye"], "box_size": [30, 30],
                 "max_per_class": 1}, data / "weights.pt")
-    measure(evaluate, f"04/{count}", "--data", data, "--split", "train", "--quick", "--threshold", "1")
+    measure(evaluate, f"04/{count}", "--data", data, "--quick", "--threshold", "1")
+    shutil.rmtree(data)
 """
 
 
@@ -302,7 +322,7 @@ def test_memory_of_01_and_04_stays_flat_and_their_time_grows_no_faster_than_the_
     row_dict = {name: (int(peak), float(seconds)) for name, peak, seconds in map(str.split, result.stdout.splitlines())}
     for script in ("01", "04"):
         (few_peak, few_seconds), (many_peak, many_seconds) = row_dict[f"{script}/200"], row_dict[f"{script}/2000"]
-        assert many_peak - few_peak < 20e6, row_dict  # the pictures themselves are 50 MB more
+        assert many_peak - few_peak < 20e6, row_dict  # the pictures themselves are 200 MB more in 01, 40 MB in 04
         assert many_seconds < 20 * few_seconds, row_dict  # ten times the pictures
 
 
