@@ -201,7 +201,8 @@ def draw_pictures(folder: Path, count: int, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
         if not (path.stem.isdigit() and len(path.stem) == 5) and not path.name.startswith("."):
-            raise UserError(f"{path}: was not drawn by this script, and drawing might overwrite its neighbours; choose another folder with --data")
+            raise UserError(f"{path}: was not drawn by this script, and drawing might overwrite its neighbours; "
+                            "choose another folder with --data")
     progress = Progress(count, "drawing")
     with ProcessPoolExecutor() as pool:
         jobs = pool.map(draw_picture, range(count), [seed] * count, [folder] * count, chunksize=8)
@@ -227,7 +228,8 @@ def read_labels(xml_path: Path, width: int, height: int) -> list[dict]:
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise UserError(f"{xml_path}: not readable as XML ({error}); save it again in LabelImg") from None
     if root.tag != "annotation":
-        raise UserError(f"{xml_path}: begins with <{root.tag[:40]}> and not with LabelImg's <annotation>; save it as Pascal VOC in LabelImg")
+        raise UserError(f"{xml_path}: begins with <{root.tag[:40]}> and not with LabelImg's <annotation>; "
+                        "save it as Pascal VOC in LabelImg")
     said_width, said_height = root.findtext("size/width", ""), root.findtext("size/height", "")
     if said_width and said_height and (said_width.strip(), said_height.strip()) != (str(width), str(height)):
         raise UserError(f"{xml_path}: says {said_width[:20]} x {said_height[:20]} px but the picture has {width} x {height}; "
@@ -243,7 +245,8 @@ def read_labels(xml_path: Path, width: int, height: int) -> list[dict]:
             try:
                 box.append(float(text))
             except ValueError:
-                raise UserError(f"{xml_path}: {tag} of object {number} ({name}) is {text[:40]!r}, not a number; draw the box again") from None
+                raise UserError(f"{xml_path}: {tag} of object {number} ({name}) is {text[:40]!r}, not a number; "
+                                "draw the box again") from None
         xmin, ymin, xmax, ymax = box
         # One chained comparison finds NaN, infinity, swapped sides and empty boxes: each makes a comparison false.
         if not (-1 <= xmin < xmax <= width + 1 and -1 <= ymin < ymax <= height + 1):
@@ -334,7 +337,8 @@ def to_label_array(example_list, category_list, one_size) -> np.ndarray:
             x, y = box_centre(keypoint["box"], is_cut(keypoint["box"], *example["size"]), one_size)
             width, height = example["size"]
             # A label may end on the picture's last edge; its cell must still exist.
-            row_list.append((index, category_list.index(keypoint["class"]), np.clip(x, 0, width - 0.01), np.clip(y, 0, height - 0.01)))
+            x, y = np.clip((x, y), 0, (width - 0.01, height - 0.01))
+            row_list.append((index, category_list.index(keypoint["class"]), x, y))
     return np.array(row_list, np.float32).reshape(-1, 4)
 
 
@@ -432,7 +436,8 @@ def prepare(split_dict: dict[str, list[dict]], data_folder: Path, source: str, s
     if not box_list:
         raise UserError(f"{source}: no label holds a keypoint, so there is nothing to learn; draw some boxes in LabelImg")
     if not any(e["keypoints"] for e in train_list):
-        raise UserError(f"{source}: none of the {len(train_list)} train pictures holds a keypoint, so there is nothing to learn; label some")
+        raise UserError(f"{source}: none of the {len(train_list)} train pictures holds a keypoint, so there is nothing to learn; "
+                        "label some")
     cut_list = [any(is_cut(box[:4], *box[4:])) for box in box_list]
     side_list = [(box[2] - box[0], box[3] - box[1]) for box, cut in zip(box_list, cut_list) if not cut]
     side_list = side_list or [(box[2] - box[0], box[3] - box[1]) for box in box_list]
@@ -491,7 +496,7 @@ def prepare(split_dict: dict[str, list[dict]], data_folder: Path, source: str, s
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw a data set or read a LabelImg folder, check it, pack it into arrays.")
     parser.add_argument("--source", type=Path, help="folder with pictures and LabelImg XML (default: draw a data set)")
-    parser.add_argument("--data", type=Path, default=DATA_FOLDER, help="folder to write to (default: the data folder beside the scripts)")
+    parser.add_argument("--data", type=Path, default=DATA_FOLDER, help="folder to write to (default: data)")
     parser.add_argument("--pictures", type=int, default=PICTURE_COUNT, help="number of pictures to draw (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the drawing and of the 80/20 split (default: %(default)s)")
     parser.add_argument("--skip-bad", action="store_true", help="go on without files that are bad (default: stop and list them)")

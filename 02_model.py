@@ -35,7 +35,7 @@ LAYER_LIST = [
     (1, 1, 0, 128),
 ]
 OFFSET_UNIT = CELL / 2  # px; the network says offsets in half cells, so that what it learns lies within -1 to 1
-NEIGHBOUR_REACH = CELL  # px; a cell whose prior is within this of a keypoint, in x and in y, learns its offset too: the four nearest
+NEIGHBOUR_REACH = CELL  # px; cells whose prior is within this of a keypoint, in x and in y, learn its offset: the four nearest
 LOOK_LIST = [(-10, 5), (-5, 12), (5, -10), (12, -5)]  # px; the second looks' crops are shifted so: each another remainder by 4
 LOOK_SIDE = 128  # px; side of their crops, as in training
 
@@ -248,7 +248,8 @@ def load_weights(path: Path, device="cpu") -> tuple[KeypointNet, dict]:
         network.load_state_dict(saved_dict["network"])
         about_dict = {key: saved_dict[key] for key in ("category_list", "box_size", "max_per_class")}
         width, height = about_dict["box_size"]
-        if not all(isinstance(name, str) for name in about_dict["category_list"]) or not min(width, height, about_dict["max_per_class"]) > 0:
+        names_are_text = all(isinstance(name, str) for name in about_dict["category_list"])
+        if not names_are_text or not min(width, height, about_dict["max_per_class"]) > 0:
             raise ValueError("impossible categories, box size or number of keypoints")
     except Exception as error:  # damaged bytes can raise nearly anything
         reason = f"{type(error).__name__} {str(error).strip().splitlines()[0][:80] if str(error).strip() else ''}".strip()

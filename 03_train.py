@@ -271,7 +271,8 @@ def save(path: Path, content: dict) -> None:
         with replacing(path) as temporary:
             torch.save(content, temporary)
     except (OSError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
-        raise UserError(f"{path}: could not be written ({str(error).splitlines()[0][:80]}); make room on the disk, then go on with --resume") from None
+        raise UserError(f"{path}: could not be written ({str(error).splitlines()[0][:80]}); "
+                        "make room on the disk, then go on with --resume") from None
 
 
 def draw_curves(path: Path, train_list, test_list) -> None:
@@ -393,7 +394,8 @@ def train(data_folder: Path, updates: int, seed: int, mirror: bool, resume: bool
             if done % SAVE_EVERY == 0 or done == updates or stop_signal_list:
                 test_curve.append([done, *loss_on_test_crops(average, test_batch_list)])
                 if not np.isfinite(test_curve[-1]).all():
-                    raise UserError(f"the test loss is nan at update {done}; the weights saved before are untouched; lower LEARNING_RATE in 03_train.py")
+                    raise UserError(f"the test loss is nan at update {done}; the weights saved before are untouched; "
+                                    "lower LEARNING_RATE in 03_train.py")
                 save_all(done)
             if stop_signal_list:
                 print(f"\nstopped after update {done}; weights and checkpoint are saved: go on with --resume")

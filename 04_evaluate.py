@@ -71,7 +71,8 @@ def pair(found_2d_array, truth_2d_array, radius: float = PAIR_RADIUS) -> list[tu
     same_2d_array = found_2d_array[:, None, 0] == truth_2d_array[None, :, 0]
     pair_list, taken_found, taken_truth = [], set(), set()
     for allowed_2d_array in (same_2d_array, ~same_2d_array):
-        candidate_list = sorted((distance_2d_array[i, j], i, j) for i, j in zip(*np.nonzero(allowed_2d_array & (distance_2d_array <= radius))))
+        near_2d_array = allowed_2d_array & (distance_2d_array <= radius)
+        candidate_list = sorted((distance_2d_array[i, j], i, j) for i, j in zip(*np.nonzero(near_2d_array)))
         for _, i, j in candidate_list:
             if i not in taken_found and j not in taken_truth:
                 taken_found.add(i)
@@ -142,8 +143,8 @@ def summarise(found_list, best_list, truth_list, category_list) -> dict:
     class_dict = {}
     for class_id, name in enumerate(category_list[1:], start=1):
         own = distance[keypoint_2d_array[:, 1] == class_id]
-        class_dict[name] = {**precision_recall(matrix, [class_id]),
-                            "error_px": {"mean": mean_or_none(own), "p95": mean_or_none(np.percentile(own, 95, keepdims=True)) if len(own) else None}}
+        p95 = round(float(np.percentile(own, 95)), 3) if len(own) else None
+        class_dict[name] = {**precision_recall(matrix, [class_id]), "error_px": {"mean": mean_or_none(own), "p95": p95}}
     error_dict = {"mean": mean_or_none(distance)}
     for name, percentile in (("median", 50), ("p90", 90), ("p95", 95), ("p99", 99), ("max", 100)):
         error_dict[name] = round(float(np.percentile(distance, percentile)), 3) if len(distance) else None
@@ -228,7 +229,8 @@ def shift_test(network, images_4d_array, truth_list, about_dict, threshold: floa
     max_px: the farthest that one lies from it; lost: the share of answers that were not there.
     """
     with_keypoint = [index for index, truth in enumerate(truth_list) if len(truth)]
-    index_list = [with_keypoint[i] for i in np.unique(np.linspace(0, len(with_keypoint) - 1, min(SHIFT_PICTURES, len(with_keypoint))).astype(int))]
+    picture_count = min(SHIFT_PICTURES, len(with_keypoint))
+    index_list = [with_keypoint[i] for i in np.linspace(0, len(with_keypoint) - 1, picture_count).astype(int)]
     height, width = (side + CELL for side in images_4d_array.shape[1:3])
     square_list, lost, wanted = [], 0, 0
     progress = Progress(len(index_list), "shift test")
@@ -344,7 +346,7 @@ def draw_plots(folder: Path, metrics: dict, category_list, error_2d_array, keypo
     image = axes.imshow(mean_2d_array, cmap="viridis", extent=(0, CELL, CELL, 0), vmin=0)
     figure.colorbar(image, label="mean error, px")
     centre = (np.arange(bins) + 0.5) * CELL / bins
-    axes.quiver(centre, centre, *arrow_3d_array, angles="xy", scale_units="xy", scale=np.nanmean(distance) / 4, color="white", width=0.005)
+    axes.quiver(centre, centre, *arrow_3d_array, angles="xy", scale_units="xy", scale=distance.mean() / 4, color="white", width=0.005)
     axes.set(xlabel="x mod 32", ylabel="y mod 32", title=f"error by place in the cell\n(an arrow of 4 px here is {distance.mean():.2f} px)")
     save(figure, "error_by_place.png")
 
@@ -362,7 +364,8 @@ def draw_cases(path: Path, images_4d_array, case_list, category_list) -> None:
                 px, py = (float(row[1]) - x + 33) * 3, (float(row[2]) - y + 33) * 3
                 keypoint_list.append({"class": category_list[int(row[0])], "x": px, "y": py, "box": [px - 45, py - 45, px + 45, py + 45],
                                       "colour": colour})
-        crop = Image.fromarray(images_4d_array[picture]).crop((x - 33, y - 33, x + 34, y + 34)).resize((201, 201), Image.Resampling.NEAREST)
+        crop = Image.fromarray(images_4d_array[picture]).crop((x - 33, y - 33, x + 34, y + 34))
+        crop = crop.resize((201, 201), Image.Resampling.NEAREST)
         left, top = 6 + number % columns * (tile + 6), 6 + number // columns * (tile + 26)
         sheet.paste(draw_keypoints(crop, keypoint_list).crop((0, 0, tile, tile)), (left, top + 20))
         ImageDraw.Draw(sheet).text((left, top), title, fill="black", font=ImageFont.load_default(size=13))
@@ -411,7 +414,8 @@ def suspicious_labels(found_list, truth_list, category_list) -> list:
             if names[0] != names[1]:
                 result_list.append((1 + found[3], f"swapped? labelled {names[0]}, looks like {names[1]}", picture, truth, found))
             elif distance > SUSPICIOUS_ERROR:
-                result_list.append((found[3] * min(distance / PAIR_RADIUS, 2), f"moved? {names[0]} is {distance:.1f} px off", picture, truth, found))
+                suspicion = found[3] * min(distance / PAIR_RADIUS, 2)
+                result_list.append((suspicion, f"moved? {names[0]} is {distance:.1f} px off", picture, truth, found))
         for i in free_found:
             found = found_2d_array[i]
             result_list.append((found[3], f"missing? {category_list[int(found[0])]}, score {found[3]:.2f}", picture, None, found))
@@ -471,7 +475,8 @@ def main() -> None:
     dataset_dict, array_dict = read_data_set(options.data)
     category_list = dataset_dict["category_list"]
     if category_list != about_dict["category_list"]:
-        raise UserError(f"{weights_path}: knows {about_dict['category_list'][1:]}, the data set has {category_list[1:]}; train on it with 03_train.py")
+        raise UserError(f"{weights_path}: knows {about_dict['category_list'][1:]}, the data set has {category_list[1:]}; "
+                        "train on it with 03_train.py")
     images_4d_array, label_2d_array = array_dict[options.split]
     truth_list = [label_2d_array[label_2d_array[:, 0] == index, 1:] for index in range(len(images_4d_array))]  # class id, x, y
 
