@@ -267,8 +267,6 @@ def decode_upload(body: bytes) -> np.ndarray:
         return read_image(io.BytesIO(body))
     except UserError as error:
         raise Refusal(415, str(error)) from None
-    except Image.DecompressionBombError:
-        raise Refusal(413, f"the picture has more than {MAX_SERVED_PIXELS:,} px; shrink it") from None
     except (OSError, ValueError, SyntaxError):
         raise Refusal(415, f"this is no readable picture; send {', '.join(FORMAT_LIST[:-1])} or {FORMAT_LIST[-1]}") from None
 
@@ -533,8 +531,6 @@ def main() -> None:
         parser.error("--threshold must lie between 0 and 1")
     if options.serve and (options.pictures or options.out or options.json or options.xml):
         parser.error("--serve takes its pictures from clients; leave out pictures, --out, --json and --xml")
-    for stream in (sys.stdout, sys.stderr):  # a file's name may hold letters that the terminal cannot show
-        stream.reconfigure(errors="backslashreplace")
     # One core a picture; the others read the next one or serve other clients. And the sums come in one order: with several
     # threads the network's output differs in the sixth digit, and the service would now and then not agree with this.
     torch.set_num_threads(1)

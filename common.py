@@ -34,7 +34,7 @@ class UserError(Exception):
 
 def run_main(main) -> None:
     """Call `main()`; what a user can get wrong ends in one sentence and exit code 1, not in a traceback."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a class's name shows its code instead
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a name shows its code instead
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
