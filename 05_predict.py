@@ -28,7 +28,6 @@ import shutil
 import signal
 import socket
 import socketserver
-import sys
 import threading
 import time
 import urllib.parse
@@ -313,7 +312,10 @@ class Server(http.server.ThreadingHTTPServer):
 
     def handle_error(self, request, client_address) -> None:
         """http.server would print a traceback; what comes here is a client that went away in the middle of an answer."""
-        print(f"{client_address[0]} went away\n", end="", flush=True)
+        self.say(f"{client_address[0]} went away")
+
+    def say(self, line: str) -> None:
+        print(line + "\n", end="", flush=True)  # written as one piece, so that the lines of two clients do not mix
 
     def predict(self, body: bytes, threshold: float) -> tuple[list[dict], float, float]:
         """Keypoints of an uploaded picture, and the milliseconds of decoding and of the network."""
@@ -357,7 +359,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except ConnectionError:
             self.server.handle_error(self.request, self.client_address)
         except Exception as error:  # a mistake of ours: one client is told so, the others go on
-            print(f"mistake in the service: {type(error).__name__}: {error}\n", end="", file=sys.stderr, flush=True)
+            self.server.say(f"mistake in the service: {type(error).__name__}: {error}")
             self.refuse(500, "the service made a mistake; its terminal says which")
 
     def finish(self) -> None:
@@ -386,7 +388,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
         milliseconds = (time.perf_counter() - self.start_time) * 1e3
         request = ascii(f"{self.command} {self.path[:60]}")[1:-1]  # a client could write on the terminal otherwise
-        print(f"{self.client_address[0]} {request} {status} {milliseconds:.0f} ms\n", end="", flush=True)
+        self.server.say(f"{self.client_address[0]} {request} {status} {milliseconds:.0f} ms")
 
     def answer_json(self, status: int, value: dict, header_dict: dict[str, str] | None = None) -> None:
         self.answer(status, "application/json", json.dumps(value, ensure_ascii=False).encode(), header_dict)
