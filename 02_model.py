@@ -160,27 +160,46 @@ def vote(output_4d: torch.Tensor) -> torch.Tensor:
     return torch.where(total_4d > 0, mean_4d, answer_4d)  # an untrained cell may point out of its neighbourhood
 
 
-def look_again(network: KeypointNet, image_3d: torch.Tensor, keypoint_2d: torch.Tensor) -> torch.Tensor:
-    """Make found keypoints more exact by looking at each from four slightly different positions. Same shape, `[K, 2]`.
+def detect(network: KeypointNet, image_3d: torch.Tensor, max_per_class: int = 1, threshold: float = 0.5):
+    """Keypoints of one picture, uint8 `[H, W, 3]`: keypoint_2d `[K, 2]`, class_id_1d `[K]`, score_1d `[K]`.
 
-    image_3d: uint8 `[H, W, 3]`. What a network says of a point's place depends a little on how the point lies to the 4-px
-    raster of the first layer and to the cells, an error that differs from position to position: the mean of several is better.
+    The first look takes in the whole picture and names candidates; the second looks at each of them again. The score is the
+    smaller of what the two say: a part of a mark may pass for the whole once, but seldom twice.
+    """
+    output_4d = network(image_3d.permute(2, 0, 1)[None])  # [1, 5, 60, 10]
+    (keypoint_2d, class_id_1d, score_1d), = decode(output_4d, max_per_class, threshold)
+    if len(keypoint_2d) == 0:
+        return keypoint_2d, class_id_1d, score_1d
+    keypoint_2d, second_score_1d = look_again(network, image_3d, keypoint_2d, class_id_1d)
+    score_1d = torch.minimum(score_1d, second_score_1d)
+    passes_1d = score_1d >= threshold
+    return keypoint_2d[passes_1d], class_id_1d[passes_1d], score_1d[passes_1d]
+
+
+def look_again(network: KeypointNet, image_3d: torch.Tensor, keypoint_2d: torch.Tensor, class_id_1d: torch.Tensor):
+    """Look at each keypoint from four slightly different positions: the mean place `[K, 2]` and the mean score `[K]`.
+
+    image_3d: uint8 `[H, W, 3]`. What a network says of a point depends a little on how the point lies to the 4-px raster
+    of the first layer and to the cells, an error that differs from position to position: the mean of several is better.
     A look takes a crop of 4x4 cells, 3 % of the picture's work.
     """
-    if len(keypoint_2d) == 0:
-        return keypoint_2d
+    looks = len(LOOK_LIST)
     size_1d = torch.tensor([min(LOOK_SIDE, image_3d.shape[1]), min(LOOK_SIDE, image_3d.shape[0])])  # [2]: x, y
     largest_1d = torch.tensor([image_3d.shape[1], image_3d.shape[0]]) - size_1d
-    first_2d = keypoint_2d.cpu().repeat_interleave(len(LOOK_LIST), dim=0)  # [K * 4, 2]
+    first_2d = keypoint_2d.cpu().repeat_interleave(looks, dim=0)  # [K * 4, 2]
     corner_2d = (first_2d - size_1d // 2).round().long() + torch.tensor(LOOK_LIST).repeat(len(keypoint_2d), 1)
     corner_2d = corner_2d.clamp(min=torch.zeros_like(largest_1d), max=largest_1d)  # [K * 4, 2]: inside of the picture
     crop_list = [image_3d[top:top + size_1d[1], left:left + size_1d[0]] for left, top in corner_2d.tolist()]
     output_4d = network(torch.stack(crop_list).permute(0, 3, 1, 2))  # [K * 4, 5, 4, 4]
     column_1d, row_1d = ((first_2d - corner_2d) // CELL).long().clamp(min=torch.zeros(2).long(), max=size_1d // CELL - 1).T
-    place_2d = vote(output_4d).cpu()[torch.arange(len(corner_2d)), :, row_1d, column_1d] + corner_2d  # [K * 4, 2]
+    look_1d = torch.arange(len(corner_2d))
+    place_2d = vote(output_4d).cpu()[look_1d, :, row_1d, column_1d] + corner_2d  # [K * 4, 2]
     # A look that means another place altogether (a border, another keypoint) counts as a repetition of the first.
     place_2d = torch.where(((place_2d - first_2d).abs() < CELL / 4).all(dim=1, keepdim=True), place_2d, first_2d)
-    return place_2d.view(-1, len(LOOK_LIST), 2).mean(dim=1).to(keypoint_2d.device)
+    score_4d = output_4d[:, 2:].softmax(dim=1).cpu()  # [K * 4, 3, 4, 4]
+    score_1d = score_4d[look_1d, class_id_1d.cpu().repeat_interleave(looks), row_1d, column_1d]  # [K * 4]
+    device = keypoint_2d.device
+    return place_2d.view(-1, looks, 2).mean(dim=1).to(device), score_1d.view(-1, looks).mean(dim=1).to(device)
 
 
 def receptive_field(layer_list=None) -> tuple[int, int, float]:
@@ -270,9 +289,7 @@ def find_keypoints(network: KeypointNet, about_dict: dict, image_3d_array: np.nd
     padded_3d_array = pad_image(image_3d_array, round_up_to_cell(height), round_up_to_cell(width))
     padded_3d_array = np.require(padded_3d_array, requirements=["C", "W"])  # a copy where from_numpy needs one
     image_3d = torch.from_numpy(padded_3d_array).to(network.head.weight.device)  # uint8 [1920, 320, 3]
-    output_4d = network(image_3d.permute(2, 0, 1)[None])  # [1, 5, 60, 10]
-    (keypoint_2d, class_id_1d, score_1d), = decode(output_4d, about_dict["max_per_class"], threshold)
-    keypoint_2d = look_again(network, image_3d, keypoint_2d)
+    keypoint_2d, class_id_1d, score_1d = detect(network, image_3d, about_dict["max_per_class"], threshold)
     half_width, half_height = about_dict["box_size"][0] / 2, about_dict["box_size"][1] / 2
     return [{"class": about_dict["category_list"][class_id], "x": round(x, 2), "y": round(y, 2), "score": round(score, 4),
              "box": [round(x - half_width, 2), round(y - half_height, 2), round(x + half_width, 2), round(y + half_height, 2)]}

@@ -39,23 +39,11 @@ SUSPICIOUS_ERROR = 4.0  # px; a train label this far from the answer is worth a 
 # ---------------------------------------------------------------- answers
 
 @torch.inference_mode()
-def answer(network, image_3d_array, max_per_class: int, threshold: float):
-    """Keypoints of one picture: found `[K, 4]` and best `[classes, 4]`: class id, x, y, score.
-
-    best is the best cell of each class, whatever its score: where the class would be if one had to say.
-    """
+def answer(network, image_3d_array, max_per_class: int, threshold: float) -> np.ndarray:
+    """Keypoints of one picture, `[K, 4]`: class id, x, y, score."""
     image_3d = torch.from_numpy(np.array(image_3d_array)).to(network.head.weight.device)  # a copy, uint8
-    output_4d = network(image_3d.permute(2, 0, 1)[None])  # [1, 5, 60, 10]
-
-    def keypoints(most: int, least_score: float):
-        (place_2d, class_id_1d, score_1d), = model.decode(output_4d, most, least_score)
-        place_2d = model.look_again(network, image_3d, place_2d)
-        return torch.cat((class_id_1d[:, None].float(), place_2d, score_1d[:, None]), dim=1).cpu().numpy()
-
-    best_2d_array = keypoints(1, 0.0)
-    if max_per_class == 1:
-        return best_2d_array[best_2d_array[:, 3] >= threshold], best_2d_array
-    return keypoints(max_per_class, threshold), best_2d_array
+    place_2d, class_id_1d, score_1d = model.detect(network, image_3d, max_per_class, threshold)
+    return torch.cat((class_id_1d[:, None].float(), place_2d, score_1d[:, None]), dim=1).cpu().numpy()
 
 
 def pair(found_2d_array, truth_2d_array, radius: float = PAIR_RADIUS) -> list[tuple[int, int]]:
@@ -212,7 +200,7 @@ def robustness(network, images_4d_array, truth_list, about_dict, threshold: floa
         found_list = []
         for done, index in enumerate(index_list, start=1):
             changed = np.asarray(change(Image.fromarray(images_4d_array[index])))
-            found_list.append(answer(network, changed, about_dict["max_per_class"], threshold)[0])
+            found_list.append(answer(network, changed, about_dict["max_per_class"], threshold))
             progress.show(number * len(index_list) + done)
         matrix = confusion_matrix(found_list, chosen_truth_list, len(class_id_list) + 1)
         overall = precision_recall(matrix, class_id_list)
@@ -239,7 +227,7 @@ def shift_test(network, images_4d_array, truth_list, about_dict, threshold: floa
         for shift in range(CELL):
             right, down = shift, shift * 7 % CELL  # 7 and 32 have no common divisor: down takes each value once, too
             shifted = np.pad(images_4d_array[index], ((down, 0), (right, 0), (0, 0)), mode="edge")
-            found_2d_array, _ = answer(network, pad_image(shifted, height, width), about_dict["max_per_class"], threshold)
+            found_2d_array = answer(network, pad_image(shifted, height, width), about_dict["max_per_class"], threshold)
             found_2d_array = found_2d_array - (0, right, down, 0)
             for i, j in pair(found_2d_array, truth_list[index]):
                 if found_2d_array[i, 0] == truth_list[index][j, 0]:
@@ -483,9 +471,8 @@ def main() -> None:
     found_list, best_list = [], []
     progress = Progress(len(images_4d_array), "answering")
     for done, image_3d_array in enumerate(images_4d_array, start=1):
-        found_2d_array, best_2d_array = answer(network, image_3d_array, about_dict["max_per_class"], options.threshold)
-        found_list.append(found_2d_array)
-        best_list.append(best_2d_array)
+        found_list.append(answer(network, image_3d_array, about_dict["max_per_class"], options.threshold))
+        best_list.append(answer(network, image_3d_array, 1, 0.0))  # each class where it would be if one had to say
         progress.show(done)
     metrics = summarise(found_list, best_list, truth_list, category_list)
     metrics["blind_guess"] = blind_guess(array_dict["train"][1], truth_list, category_list)

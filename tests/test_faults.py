@@ -7,20 +7,26 @@ import io
 import json
 import os
 import pickle
+import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
+import traceback
+import xml.etree.ElementTree as ElementTree
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import common
-from conftest import REPOSITORY, call_main, load, run_script, write_own_pictures
+from conftest import REPOSITORY, call_main, load, make_small, run_script, write_own_pictures
 from test_predict import noise_image, save_weights
 from test_serve import PICTURE, request, start_server
 
@@ -42,6 +48,14 @@ def sentence_of(module, monkeypatch, *arguments):
     code, sentence = call_main(module, monkeypatch, *arguments)
     assert code == 1 and sentence.startswith("error: ") and "\n" not in sentence and len(sentence) < 600
     return sentence
+
+
+def quick(setattr):
+    """Leave out what 04 and 06 measure, which takes long; what they write stays."""
+    setattr(evaluate, "SPEED_RUNS", 1)
+    for name in ("work", "batch_norm", "memory", "bytes", "readers", "threads"):
+        setattr(analysis, f"print_{name}", lambda *arguments: None)
+    setattr(analysis, "print_receptive_field", lambda *arguments: (np.ones((32, 32)), 16))
 
 
 def contents(folder):
@@ -186,11 +200,24 @@ def test_a_read_only_data_folder_ends_every_script_that_writes_in_a_sentence(sma
     try:
         if os.access(small_data, os.W_OK):
             pytest.skip("root may write everywhere, and Windows knows no such folder")
-        for module, arguments in ((prepare_data, ["--source", tmp_path / "source"]), (train, ["--updates", 1]), (predict, [tmp_path / "picture.png"])):
+        quick(monkeypatch.setattr)
+        for module, arguments in ((prepare_data, ["--source", tmp_path / "source"]), (train, ["--updates", 1]), (predict, [tmp_path / "picture.png"]),
+                                  (evaluate, ["--quick"]), (analysis, [])):
             assert str(small_data) in sentence_of(module, monkeypatch, "--data", small_data, *arguments)
         assert contents(small_data) == before
     finally:
         small_data.chmod(0o755)
+
+
+def test_a_file_where_the_results_should_be_ends_04_and_06_in_a_sentence(small_data, monkeypatch):
+    """Nobody can write below a file, root or not: as a read-only folder, and everywhere."""
+    quick(monkeypatch.setattr)
+    shutil.rmtree(small_data / "results")
+    (small_data / "results").write_text("a file where a folder should be")
+    before = contents(small_data)
+    for module, arguments in ((evaluate, ["--quick"]), (analysis, [])):
+        assert str(small_data / "results") in sentence_of(module, monkeypatch, "--data", small_data, *arguments)
+    assert contents(small_data) == before
 
 
 def test_training_whose_results_cannot_be_drawn_has_saved_its_weights_before(small_data, monkeypatch):
@@ -209,7 +236,8 @@ def full_disk(most_bytes):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
     try:
-        yield
+        with redirect_stdout(io.StringIO()):  # pytest collects what is printed in a file, which must not be the one that is full
+            yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
@@ -235,6 +263,31 @@ def test_a_full_disk_while_evaluating_or_predicting_leaves_what_was_written_befo
     assert before == {**contents(out), **contents(small_data), found: found.read_bytes()}
 
 
+def test_a_full_disk_while_06_writes_leaves_the_pictures_of_an_earlier_run(small_data, monkeypatch):
+    quick(monkeypatch.setattr)
+    (small_data / "results").mkdir(exist_ok=True)
+    for name in ("layers.png", "receptive_field.png"):
+        (small_data / "results" / name).write_text("of an earlier run")
+    before = contents(small_data)
+    with full_disk(3000):
+        assert "File too large" in sentence_of(analysis, monkeypatch, "--data", small_data)
+    assert contents(small_data) == before
+
+
+def test_a_full_disk_while_drawing_leaves_the_pictures_and_the_data_set_of_an_earlier_drawing(drawn, tmp_path):
+    resource = pytest.importorskip("resource")
+    data = tmp_path / "data"
+    shutil.copytree(drawn / "images", data / "images")
+    shutil.copy(drawn / "dataset.json", data)
+    before = contents(data)
+    result = subprocess.run(  # the processes that draw inherit the limit
+        [sys.executable, str(REPOSITORY / "01_prepare_data.py"), "--data", str(data), "--pictures", "4", "--seed", "1"], capture_output=True, text=True,
+        encoding="utf-8", timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])))
+    assert result.returncode == 1 and result.stderr.startswith("error: File too large") and result.stderr.count("\n") == 1, result.stderr
+    assert contents(data) == before
+
+
 def test_drawn_pictures_never_take_the_place_of_the_pictures_themselves(small_data, tmp_path, monkeypatch):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -242,6 +295,121 @@ def test_drawn_pictures_never_take_the_place_of_the_pictures_themselves(small_da
     before = contents(pictures)
     assert str(pictures) in sentence_of(predict, monkeypatch, "--data", small_data, "--threshold", 0, "--out", pictures, pictures)
     assert contents(pictures) == before
+
+
+# ---------------------------------------------------------------- killed without a warning
+
+def assert_whole(path):
+    """A file that a reader would take for a good one must be one."""
+    if path.suffix == ".png":
+        with Image.open(path) as image:
+            image.load()
+    elif path.suffix == ".npy":
+        np.load(path)
+    else:
+        {".json": json.loads, ".xml": ElementTree.fromstring, ".pt": lambda raw: torch.load(io.BytesIO(raw), weights_only=True)}[path.suffix](
+            path.read_bytes())
+
+
+def under_final_names(folder):
+    return {path: raw for path, raw in contents(folder).items() if not path.name.startswith(".writing-")}
+
+
+def start_again(module, folder, argument_list, deadly_size=None):
+    """Run a script in a child of this process; returns its number. It dies where a file grows beyond `deadly_size` bytes."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code, sys.argv, sys.stdout = 1, ["script.py", *argument_list], io.StringIO()
+    try:
+        import resource
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if deadly_size:
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python would make an error of it, as full_disk has it; so it is death
+            resource.setrlimit(resource.RLIMIT_FSIZE, (deadly_size, deadly_size))
+        module.main()
+        code = 0
+    except common.UserError as error:
+        (folder / "sentence").write_text(str(error), encoding="utf-8")
+        code = 3
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def die_again_and_again(script, folder, kills, *argument_list):
+    """In a program of its own, which forks, so that torch is imported once: run, be killed in the middle, look, run again.
+
+    Half of the deaths come in the middle of a write, when a file has reached a random size; the others after a random
+    time. At the start of each turn folder/data is what folder/before keeps: as it was before the first run.
+    """
+    import matplotlib.pyplot  # noqa: F401  here, or every child would import it anew
+    module, folder, rng, died = load(script), Path(folder), random.Random(0), []
+    make_small(train, model, setattr)
+    quick(setattr)
+    data = folder / "data"
+
+    def wait(pid):
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    start_time = time.monotonic()
+    assert wait(start_again(module, folder, argument_list)) == 0
+    seconds = time.monotonic() - start_time
+    before = {folder / "data" / path.relative_to(folder / "before"): raw for path, raw in contents(folder / "before").items()}
+    after = under_final_names(data)
+    written_list = [len(raw) for path, raw in after.items() if before.get(path) != raw]
+    for turn in range(int(kills)):
+        shutil.rmtree(data)
+        shutil.copytree(folder / "before", data)
+        if turn % 2:
+            code = wait(start_again(module, folder, argument_list, deadly_size=rng.randrange(min(written_list), max(written_list))))
+        else:
+            pid = start_again(module, folder, argument_list)
+            time.sleep(rng.uniform(0.05, 1) * seconds)
+            os.kill(pid, signal.SIGKILL)
+            code = wait(pid)
+        assert code in (0, -signal.SIGKILL, -signal.SIGXFSZ), code
+        died.append(code)
+        left = under_final_names(data)
+        for path, raw in left.items():
+            if before.get(path) != raw:
+                assert_whole(path)
+        lost_set = set(before) - set(left)
+        if script.startswith("01"):  # where dataset.json stands, all beside it belongs to it
+            lost_set.discard(data / "dataset.json")
+            if (raw := left.get(data / "dataset.json")) is not None:
+                whole = before if raw == before[data / "dataset.json"] else after
+                assert all(left[path] == whole[path] for path in whole if path.suffix in (".npy", ".json"))
+                common.read_data_set(data)
+        assert not lost_set and all(left[path] == raw for path, raw in before.items() if path.suffix == ".pt")
+        if turn < int(kills) - 2:
+            continue
+        if (data / "out" / "labelimg").is_dir() and any((data / "out" / "labelimg").iterdir()):  # perhaps corrected by hand
+            assert wait(start_again(module, folder, argument_list)) == 3 and "--out" in (folder / "sentence").read_text(encoding="utf-8")
+            shutil.rmtree(data / "out" / "labelimg")
+        assert wait(start_again(module, folder, argument_list)) == 0
+        assert under_final_names(data).keys() == after.keys() and not list(data.rglob(".writing-*"))
+    print(f"killed by SIGKILL {died.count(-signal.SIGKILL)} times, in the middle of a write {died.count(-signal.SIGXFSZ)} times")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.parametrize("script, kills, argument_list", [
+    ("01_prepare_data", 8, ["--source", "SOURCE"]), ("04_evaluate", 4, ["--quick", "--threshold", "0"]), ("06_model_analysis", 4, []),
+    ("05_predict", 6, ["SOURCE", "--threshold", "0", "--out", "DATA/out", "--json", "DATA/found.json", "--xml"])])
+def test_killed_at_random_moments_what_stands_under_its_name_is_whole_and_the_next_run_ends(small_data, tmp_path, script, kills, argument_list):
+    write_own_pictures(tmp_path / "source", 12, ["nose", "mouth"])
+    for name in ("metrics", "confusion", "layers"):
+        (small_data / "results" / f"{name}{'.json' if name == 'metrics' else '.png'}").write_text("of an earlier run")
+    (small_data / "found.json").write_text("[]")
+    shutil.copytree(small_data, tmp_path / "before")
+    argument_list = [text.replace("SOURCE", str(tmp_path / "source")).replace("DATA", str(small_data)) for text in argument_list]
+    result = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.path[:0] = sys.argv[1:3]; import test_faults; test_faults.die_again_and_again(*sys.argv[3:])",
+         str(REPOSITORY), str(REPOSITORY / "tests"), script, str(tmp_path), str(kills), "--data", str(small_data), *argument_list],
+        capture_output=True, text=True, encoding="utf-8", timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"})
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout.split("SIGKILL ")[1].split()[0]) and int(result.stdout.split("write ")[1].split()[0]), result.stdout
 
 
 # ---------------------------------------------------------------- odd names, from the first script to the last

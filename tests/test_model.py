@@ -247,19 +247,35 @@ def test_looking_again_moves_nothing_for_a_network_that_moves_its_answer_with_th
             image_3d = torch.zeros(height, width, 3, dtype=torch.uint8)
             image_3d[y, x] = 255
             place_2d = torch.tensor([(x + 0.5, y + 0.5)])
-            assert (model.look_again(Sees(), image_3d, place_2d) - place_2d).abs().max() <= 1e-3
-    assert model.look_again(Sees(), image_3d, torch.zeros(0, 2)).shape == (0, 2)
+            again_2d, score_1d = model.look_again(Sees(), image_3d, place_2d, torch.tensor([2]))
+            assert (again_2d - place_2d).abs().max() <= 1e-3 and score_1d.shape == (1,)
 
 
 def test_looking_again_mends_what_the_place_in_the_raster_does_and_never_jumps_to_another_keypoint():
     image_3d = torch.zeros(8 * CELL, 5 * CELL, 3, dtype=torch.uint8)
     image_3d[101, 77] = 255
     (first_2d, _, _), = model.decode(Sees(snap=8)(image_3d.permute(2, 0, 1)[None]))
-    again_2d = model.look_again(Sees(snap=8), image_3d, first_2d)
+    again_2d, _ = model.look_again(Sees(snap=8), image_3d, first_2d, torch.tensor([1]))
     truth_1d = torch.tensor([77.5, 101.5]) - 4  # snapping down to a multiple of 8 px is 4 px to the upper left on average
     assert (again_2d[0] - truth_1d).norm() < (first_2d[0] - truth_1d).norm()
     other_2d = torch.tensor([(77.5 + 12, 101.5)])  # a look that sees another keypoint, 12 px away, has no say
-    assert torch.equal(model.look_again(Sees(), image_3d, other_2d), other_2d)
+    assert torch.equal(model.look_again(Sees(), image_3d, other_2d, torch.tensor([1]))[0], other_2d)
+
+
+def test_a_keypoint_needs_both_looks():
+    image_3d = torch.zeros(8 * CELL, 5 * CELL, 3, dtype=torch.uint8)
+    image_3d[101, 77] = 255
+
+    class Doubts(Sees):
+        def forward(self, images_4d):
+            output_4d = super().forward(images_4d)
+            output_4d[:, 2] += 10 * (images_4d.shape[2] < 8 * CELL)  # on crops it takes background for as likely as the class
+            return output_4d
+
+    (place_2d, class_id_1d, score_1d), no_keypoint = model.detect(Sees(), image_3d), model.detect(Doubts(), image_3d, threshold=0.6)
+    assert np.allclose(place_2d, [[77.5, 101.5]], atol=1e-3) and class_id_1d.tolist() == [1] and score_1d > 0.99
+    assert [len(part) for part in no_keypoint] == [0, 0, 0]
+    assert model.detect(Doubts(), image_3d, threshold=0.3)[2] == pytest.approx(0.5, abs=0.03)
 
 
 @pytest.mark.filterwarnings("error::UserWarning")

@@ -5,6 +5,7 @@ docs/reliability.md lists what is tried. Bad labels stand in test_prepare_data.p
 
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -190,6 +191,51 @@ def test_ctrl_c_ends_a_real_run_soon_with_a_sentence_and_saved_weights(own, tmp_
     assert same(torch.load(data / "weights.pt", weights_only=True)["network"], checkpoint["average"])
 
 
+# ---------------------------------------------------------------- a new run keeps what the run before has learned
+
+def files_of(data, suffix=".pt"):
+    return [(data / f"{name}{suffix}").read_bytes() for name in ("weights", "checkpoint")]
+
+
+def test_a_new_run_keeps_the_weights_and_the_checkpoint_of_the_run_before(small_training, own, tmp_path, monkeypatch):
+    data = copy_of(own, tmp_path)
+    monkeypatch.setattr(train, "SAVE_EVERY", 2)
+    monkeypatch.setattr(train, "draw_curves", lambda *arguments: None)
+    assert call_main(train, monkeypatch, "--data", data, "--updates", 2) == (0, "")
+    first = files_of(data)
+    assert not list(data.glob("*.old.pt"))  # there was nothing to keep
+    assert call_main(train, monkeypatch, "--data", data, "--updates", 6, "--seed", 1) == (0, "")  # saves three times, keeps once
+    second = files_of(data)
+    assert files_of(data, ".old.pt") == first and second != first
+    assert call_main(train, monkeypatch, "--data", data, "--updates", 6, "--seed", 1, "--resume") == (0, "")  # no new run
+    assert files_of(data, ".old.pt") == first
+    monkeypatch.setattr(train, "update_average", lambda *arguments: signal.raise_signal(signal.SIGINT))
+    assert call_main(train, monkeypatch, "--data", data, "--updates", 6) == (130, "")  # Ctrl-C at once: it saves, and keeps
+    assert files_of(data, ".old.pt") == second and saved(data)[1]["update"] == 1
+
+
+# Kills itself in the middle of its third update, before its first save.
+DIES_BEFORE_SAVING = SMALL_RUN + """
+import os, signal
+train.update_average = lambda average, network, update: os.kill(os.getpid(), signal.SIGKILL) if update == 2 else None
+train.main()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no SIGKILL")
+def test_a_new_run_that_is_killed_before_its_first_save_has_touched_nothing(small_training, own, tmp_path, monkeypatch):
+    data = copy_of(own, tmp_path)
+    assert call_main(train, monkeypatch, "--data", data, "--updates", 2) == (0, "")
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    program = start_program(DIES_BEFORE_SAVING, "--data", data, "--updates", 8, "--seed", 1)
+    try:
+        _, err = program.communicate(timeout=100)
+    finally:
+        program.kill()
+    assert program.returncode == -signal.SIGKILL, err
+    assert before == {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+
+
 # ---------------------------------------------------------------- checkpoints that do not fit
 
 @pytest.fixture
@@ -301,6 +347,33 @@ def test_a_full_disk_while_saving_ends_in_a_sentence_and_leaves_the_weights(smal
     assert str(data) in sentence
 
 
+@pytest.mark.parametrize("full_for", ["weights", "checkpoint"])
+def test_a_disk_that_is_full_at_the_second_save_loses_nothing_and_the_run_goes_on_later(small_training, own, tmp_path, monkeypatch, full_for):
+    resource = pytest.importorskip("resource")
+    whole, data = copy_of(own, tmp_path, "whole"), copy_of(own, tmp_path)
+    monkeypatch.setattr(train, "SAVE_EVERY", 2)
+    assert call_main(train, monkeypatch, "--data", whole, "--updates", 6) == (0, "")
+    weights_bytes, checkpoint_bytes = map(len, files_of(whole))
+    most_bytes = weights_bytes // 2 if full_for == "weights" else (weights_bytes + checkpoint_bytes) // 2
+    (soft, hard), real = resource.getrlimit(resource.RLIMIT_FSIZE), train.update_average
+
+    def fill_the_disk(average, network, update):
+        if update == 3:  # update 2 is saved, update 4 will be
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
+        real(average, network, update)
+    try:
+        with monkeypatch.context() as full:
+            full.setattr(train, "update_average", fill_the_disk)
+            code, sentence = call_main(train, full, "--data", data, "--updates", 6)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 1 and str(data / f"{full_for}.pt") in sentence and "--resume" in sentence and "\n" not in sentence
+    assert saved(data)[1]["update"] == 2 and not list(data.rglob(".writing-*"))
+    model.load_weights(data / "weights.pt")  # of update 2, or of update 4 where only the checkpoint found no room
+    assert call_main(train, monkeypatch, "--data", data, "--updates", 6, "--resume") == (0, "")
+    assert same(saved(whole), saved(data))
+
+
 # ---------------------------------------------------------------- large data, random bytes
 
 def private_memory():
@@ -329,6 +402,24 @@ def test_memory_stays_flat_while_the_loader_reads_from_twenty_thousand_pictures(
     path.unlink()
 
 
+def test_a_batch_takes_no_longer_where_there_are_a_hundred_times_more_pictures(small_training, monkeypatch):
+    monkeypatch.setattr(train, "WARP_SHARE", 0.0)  # few pictures are warped more often, and that does take time
+    loader_list = []
+    for count in (200, 20_000):  # with twenty keypoints each
+        rng = np.random.default_rng(0)
+        label_2d_array = np.column_stack([np.repeat(np.arange(count), 20), rng.integers(1, 3, 20 * count), rng.uniform(0, 64, (20 * count, 2))])
+        images_4d_array = np.zeros((count, 64, 64, 3), np.uint8)  # no byte of it is touched before a batch looks at it
+        loader_list.append(train.Loader(images_4d_array, label_2d_array.astype(np.float32), 0, 0, 0, False))
+    seconds_list = [[], []]
+    for step in range(60):  # in turn, so that whatever else the machine does hits both
+        for loader, seconds in zip(loader_list, seconds_list):
+            start_time = time.thread_time()
+            loader.make_batch(step)
+            seconds.append(time.thread_time() - start_time)
+    few, many = map(np.median, seconds_list)
+    assert many < 3 * few
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 def test_random_changes_of_pictures_end_in_a_sentence_or_in_a_picture(tmp_path):
     rng = np.random.default_rng(0)
@@ -355,3 +446,12 @@ def test_random_changes_of_pictures_end_in_a_sentence_or_in_a_picture(tmp_path):
             refused_count += 1
             assert str(path) in str(error) and "\n" not in str(error)
     assert 100 < refused_count < 800
+
+
+# ---------------------------------------------------------------- the list itself
+
+def test_every_test_that_the_list_names_is_there():
+    named_list = re.findall(r"`(test_\w+\.py)::(\w+)`", (REPOSITORY / "docs" / "reliability.md").read_text(encoding="utf-8"))
+    assert len(named_list) > 80
+    text_dict = {name: (REPOSITORY / "tests" / name).read_text(encoding="utf-8") for name in {name for name, _ in named_list}}
+    assert [(name, test) for name, test in named_list if f"def {test}(" not in text_dict[name]] == []
