@@ -26,6 +26,7 @@ from common import (CELL, COLOUR_LIST, DATA_FOLDER, IMAGE_SUFFIXES, Progress, Us
                     read_image, replacing, round_up_to_cell, run_main, write_labelimg_xml)
 
 PICTURE_COUNT = 1465  # as many as the rig that this was first written for had taken
+MOST_PICTURES = 100_000  # to draw; their names have five digits
 HEIGHT, WIDTH = 1920, 320  # px
 BOX_SIDE = 30  # px; the label's box round a keypoint; the mark itself is about 28 px across
 TRAIN_SHARE = 0.8  # of the pictures; the rest is the test split
@@ -36,6 +37,9 @@ LOOK_ALIKE = 1.0  # grey levels; two pictures whose 32x32 thumbnails differ by l
 
 # ---------------------------------------------------------------- drawing: the marks
 
+# A shape is a signed distance: how many px a point (u, v) lies outside of it (inside: negative). u and v are px from the
+# mark's centre, in the mark's own turned directions; one number each, or an array. np.minimum joins two shapes, np.maximum
+# keeps what both have. Distances make sub-pixel drawing easy: 0.5 - distance, clipped to 0..1, is how much of a pixel is covered.
 def ring(u, v):
     return np.abs(np.hypot(u, v) - 12.5) - 1.5
 
@@ -52,8 +56,6 @@ def quarter(u, v):
     return np.maximum(disc(u, v), -np.minimum(u, v))
 
 
-# A shape is a signed distance: how many px a point (u, v) lies outside of it (inside: negative). np.minimum joins
-# two shapes. Distances make sub-pixel drawing easy: 0.5 - distance, clipped to 0..1, is how much of a pixel is covered.
 MARK_DICT = {
     "keyPoint_1": lambda u, v: np.minimum(ring(u, v), np.minimum(bar(u, v), bar(v, u))),
     "keyPoint_2": lambda u, v: np.minimum(ring(u, v), np.minimum(quarter(u, v), quarter(-u, -v))),
@@ -197,7 +199,7 @@ def draw_picture(index: int, seed: int, folder: Path) -> None:
 
 
 def draw_pictures(folder: Path, count: int, seed: int) -> None:
-    """Draw `count` pictures into `folder`, on all cores: processes, since drawing is Python and a thread would wait for the GIL."""
+    """Draw `count` pictures into `folder`, on all cores: processes, since drawing is Python code, and threads take turns at that."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
         if not (path.stem.isdigit() and len(path.stem) == 5) and not path.name.startswith("."):
@@ -249,6 +251,7 @@ def read_labels(xml_path: Path, width: int, height: int) -> list[dict]:
                                 "draw the box again") from None
         xmin, ymin, xmax, ymax = box
         # One chained comparison finds NaN, infinity, swapped sides and empty boxes: each makes a comparison false.
+        # One px beyond the edge is allowed: LabelImg may write that.
         if not (-1 <= xmin < xmax <= width + 1 and -1 <= ymin < ymax <= height + 1):
             raise UserError(f"{xml_path}: box {box} of object {number} ({name}) is empty, swapped or outside of the "
                             f"{width} x {height} picture; draw it again")
@@ -378,6 +381,15 @@ def find_look_alikes(train_list, test_list) -> list[tuple[str, str]]:
 
 # ---------------------------------------------------------------- packing
 
+def check_room(data_folder: Path, needed: int) -> None:
+    """Refuse to begin what the disk has no room for: arrays of so many bytes."""
+    data_folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(data_folder).free
+    if needed > free:
+        raise UserError(f"{data_folder}: the arrays need {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left; "
+                        "choose another place with --data")
+
+
 def pack_images(path: Path, example_list, height: int, width: int) -> None:
     """Write uint8 `[N, height, width, 3]` picture after picture: memory stays flat however many there are."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(example_list), height, width, 3)}
@@ -446,6 +458,7 @@ def prepare(split_dict: dict[str, list[dict]], data_folder: Path, source: str, s
 
     category_list = ["background"] + sorted({k["class"] for e in both_list for k in e["keypoints"]})
     label_dict = {split: to_label_array(example_list, category_list, one_size) for split, example_list in split_dict.items()}
+    # The most keypoints of one class in a picture: where it is 1, decode (02_model.py) takes the best cell only.
     max_per_class = max(int(np.unique(label[:, :2], axis=0, return_counts=True)[1].max())
                         for label in label_dict.values() if len(label))
     height = round_up_to_cell(max(e["size"][1] for e in both_list))
@@ -470,13 +483,8 @@ def prepare(split_dict: dict[str, list[dict]], data_folder: Path, source: str, s
         print(f"warning: {len(pair_list)} test pictures look the same as a train picture, "
               f"for example {pair_list[0][1]} and {pair_list[0][0]}: test results will flatter")
 
-    data_folder.mkdir(parents=True, exist_ok=True)
-    needed = len(both_list) * height * width * 3
-    free = shutil.disk_usage(data_folder).free
-    if needed > free:
-        raise UserError(f"{data_folder}: the arrays need {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left; "
-                        "choose another place with --data")
-    # dataset.json goes first and comes last: where it stands, the arrays beside it are whole and belong to it.
+    check_room(data_folder, len(both_list) * height * width * 3)
+    # dataset.json is removed first and written last: where it stands, the arrays beside it are whole and belong to it.
     (data_folder / "dataset.json").unlink(missing_ok=True)
     for split, example_list in split_dict.items():
         pack_images(data_folder / f"{split}_images.npy", example_list, height, width)
@@ -501,13 +509,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the drawing and of the 80/20 split (default: %(default)s)")
     parser.add_argument("--skip-bad", action="store_true", help="go on without files that are bad (default: stop and list them)")
     options = parser.parse_args()
-    if options.pictures < 2 or options.seed < 0:
-        parser.error("--pictures must be at least 2 and --seed at least 0")
+    if not 2 <= options.pictures <= MOST_PICTURES or options.seed < 0:
+        parser.error(f"--pictures must lie between 2 and {MOST_PICTURES:,}, and --seed be at least 0")
 
     source = options.source
     if source is None:
         source = options.data / "images"
         print(f"drawing {options.pictures} pictures into {source}; for your own use --source FOLDER")
+        check_room(options.data, options.pictures * HEIGHT * WIDTH * 3)  # rather now than after an hour of drawing
         draw_pictures(source, options.pictures, options.seed)
     split_dict, problem_list = read_source(source, options.seed)
     for problem in problem_list:

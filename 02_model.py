@@ -2,7 +2,7 @@
 
     python 02_model.py
 
-Reads   a picture of data/sample, if there; else noise.
+Reads   a picture of data/sample, if there; else a black one.
 Writes  nothing: it pushes one picture through and prints the shape after every layer.
 Time    a second.
 See     1920x320 px become a grid of 60x10 cells with five values each, and a keypoint survive match and decode.
@@ -36,7 +36,8 @@ LAYER_LIST = [
 ]
 OFFSET_UNIT = CELL / 2  # px; the network says offsets in half cells, so that what it learns lies within -1 to 1
 NEIGHBOUR_REACH = CELL  # px; cells whose prior is within this of a keypoint, in x and in y, learn its offset: the four nearest
-LOOK_LIST = [(-10, 5), (-5, 12), (5, -10), (12, -5)]  # px; the second looks' crops are shifted so: each another remainder by 4
+# look_again shifts its four crops by these x, y (px). Divided by 4, the first layer's stride, each leaves another remainder.
+LOOK_LIST = [(-10, 5), (-5, 12), (5, -10), (12, -5)]
 LOOK_SIDE = 128  # px; side of their crops, as in training
 
 
@@ -48,7 +49,7 @@ class KeypointNet(nn.Module):
     """
 
     def __init__(self, class_count: int):
-        super().__init__()
+        super().__init__()  # comes first: it sets up what keeps track of the layers
         layer_list, channels_in = [], 3
         for kernel, stride, padding, channels_out in LAYER_LIST:
             # No bias: BN subtracts each channel's mean, and with it any bias; BN brings a bias of its own.
@@ -61,6 +62,7 @@ class KeypointNet(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images_4d: torch.Tensor) -> torch.Tensor:
+        """What network(images_4d) does: PyTorch calls this."""
         feature_4d = self.body(images_4d.float() / 255)  # [N, 128, 60, 10]
         return self.head(feature_4d)  # [N, 5, 60, 10]
 
@@ -107,6 +109,7 @@ def match(label_2d_array: np.ndarray, picture_count: int, rows: int, columns: in
     inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
     inside &= is_own | ((np.abs(dx) < NEIGHBOUR_REACH) & (np.abs(dy) < NEIGHBOUR_REACH))
     # Written from the worst candidate to the best, so that the best stays: own cells last, the nearest to the prior very last.
+    # lexsort sorts by its last key first: by is_own, and among equals by the distance.
     order = np.lexsort((-np.hypot(dx, dy)[inside], is_own[inside]))
     cell = picture[inside][order], row[inside][order], column[inside][order]
     gt_class_id_3d_array[cell] = np.where(is_own, class_id, -class_id)[inside][order]
@@ -122,7 +125,7 @@ def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0
     each class answers, if its score passes the threshold; else every cell that passes it and beats its eight neighbours.
     """
     score_4d = output_4d[:, 2:].softmax(dim=1)[:, 1:]  # [N, 2, 60, 10]; dim=1: over a cell's classes; background left out
-    # By number of the best cell, not by its score: a sure network gives several cells a score of exactly 1.
+    # A cell answers if its number is that of the best cell. Scores can't tell: a sure network gives several cells exactly 1.
     rows, columns = score_4d.shape[2:]
     cell_2d = torch.arange(rows * columns, device=score_4d.device).view(rows, columns)  # [60, 10]
     if max_per_class == 1:
@@ -167,7 +170,7 @@ def detect(network: KeypointNet, image_3d: torch.Tensor, max_per_class: int = 1,
     smaller of what the two say: a part of a mark may pass for the whole once, but seldom twice.
     """
     output_4d = network(image_3d.permute(2, 0, 1)[None])  # [1, 5, 60, 10]
-    (keypoint_2d, class_id_1d, score_1d), = decode(output_4d, max_per_class, threshold)
+    (keypoint_2d, class_id_1d, score_1d), = decode(output_4d, max_per_class, threshold)  # the comma unpacks a list of one
     if len(keypoint_2d) == 0:
         return keypoint_2d, class_id_1d, score_1d
     keypoint_2d, second_score_1d = look_again(network, image_3d, keypoint_2d, class_id_1d)
@@ -203,7 +206,7 @@ def look_again(network: KeypointNet, image_3d: torch.Tensor, keypoint_2d: torch.
 
 
 def receptive_field(layer_list=None) -> tuple[int, int, float]:
-    """Size, jump and centre (px from the picture's left edge, for the first cell) of what a cell of the last layer sees.
+    """Size of what a cell of the last layer sees, jump from one cell to the next, and the first cell's centre, all in px.
 
     The rules of Dumoulin and Visin, "A guide to convolution arithmetic": each layer adds (kernel - 1) * jump to the size
     and moves the centre by ((kernel - 1) / 2 - padding) * jump; then the jump grows by the stride.
@@ -211,7 +214,7 @@ def receptive_field(layer_list=None) -> tuple[int, int, float]:
     >>> receptive_field([(3, 2, 1, 8)] * 5)  # the usual 3x3 with stride 2: centre 0.5, but the prior is at 16
     (63, 32, 0.5)
     """
-    size, jump, centre = 1, 1, 0.5
+    size, jump, centre = 1, 1, 0.5  # a pixel of the picture sees itself, is 1 px from the next, and its centre is at 0.5
     for kernel, stride, padding, _ in layer_list or LAYER_LIST:
         size += (kernel - 1) * jump
         centre += ((kernel - 1) / 2 - padding) * jump
@@ -282,7 +285,7 @@ def find_weights(data_folder: Path) -> Path:
     return own if own.is_file() else DATA_FOLDER / "pretrained.pt"
 
 
-@torch.inference_mode()
+@torch.inference_mode()  # nothing is kept for a backward pass
 def find_keypoints(network: KeypointNet, about_dict: dict, image_3d_array: np.ndarray, threshold: float = 0.5) -> list[dict]:
     """Keypoints of one picture, uint8 `[height, width, 3]`, any size: dicts with class, x, y, score, box (px)."""
     height, width = image_3d_array.shape[:2]
@@ -303,7 +306,7 @@ def main() -> None:
     image_3d_array = read_image(sample_list[0]) if sample_list else np.zeros((1920, 320, 3), np.uint8)
     print(f"a picture as numpy reads it:        {image_3d_array.dtype} {list(image_3d_array.shape)}  height, width, RGB")
     # from_numpy shares the array's memory; permute reorders the dimensions without moving a byte; [None] adds one.
-    image_4d = torch.from_numpy(image_3d_array.copy()).permute(2, 0, 1)[None]
+    image_4d = torch.from_numpy(np.require(image_3d_array, requirements="W")).permute(2, 0, 1)[None]
     print(f"as a batch of one for the network:  {image_4d.dtype} {list(image_4d.shape)}\n")
     feature_4d = image_4d.float() / 255
     with torch.no_grad():

@@ -37,7 +37,7 @@ from common import CELL, DATA_FOLDER, Progress, UserError, pick_device, read_dat
 model = importlib.import_module("02_model")
 
 UPDATES = 17000  # changes of the weights; set in updates, not epochs, so that 100 pictures are learned as long as 1,000
-STEPS_PER_UPDATE = 2  # gradients of two steps add up before an update: a batch twice as large as memory must hold
+STEPS_PER_UPDATE = 2  # gradients of two steps add up before an update: a batch of 32 with the memory of 16
 BATCH = 16  # crops a step
 CROP = 128  # px; side of the squares that are cut out for training; the network is convolutional, so any size will do
 KEYPOINT_SHARE = 0.75  # of the crops lie round a keypoint; the others lie anywhere: most of a picture is background
@@ -48,11 +48,11 @@ WEIGHT_DECAY = 1e-3  # pulls weights towards zero, a little
 LOCATION_LOSS = "L1"  # or "MSE": |error|, or its square, which cares little once errors are small
 U = 1.0  # weight of the confidence loss against the location loss
 HARD_NEGATIVES = 6  # background cells a crop that count in the confidence loss: those with the largest loss
-AVERAGE_DECAY = 0.998  # of the moving average of the weights, an update: it looks back over the last 500
+AVERAGE_DECAY = 0.998  # of the moving average of the weights, per update: it looks back over the last 500
 LIGHT, CONTRAST, COLOUR = 0.25, 0.25, 0.08  # largest random change, as a share
 NOISE, BLUR = 8.0, 1.0  # largest random noise (grey levels of 255) and share of a 3x3 mean
-TURN, ZOOM = 10.0, 0.1  # crops are turned by so many degrees at most, and zoomed by such a share at most:
-WARP_SHARE, WARP_PICTURES = 0.5, 50  # half of the crops, or fewer where there are many pictures: 50 of 1,000 is one in 20
+TURN, ZOOM = 10.0, 0.1  # a warped crop is turned by up to so many degrees and zoomed by up to such a share
+WARP_SHARE, WARP_PICTURES = 0.5, 50  # of the crops are warped: half, but at most 50 / pictures (of 1,000: one in 20)
 SAVE_EVERY = 500  # updates between two checkpoints and two test losses
 
 
@@ -193,6 +193,7 @@ def augment(images_4d: torch.Tensor, generator: torch.Generator, noise_1d: torch
     # A factor a colour, written out along a row: multiplying three numbers at a time is slow on a CPU, a row is quick.
     colour_4d = uniform(1 - COLOUR, 1 + COLOUR, channels=3).expand(-1, -1, -1, width)  # [N, 3, 1, 128]
     images_4d.mul_(colour_4d.contiguous(memory_format=torch.channels_last))
+    # new = mean * light + (old - mean) * contrast
     mean_4d = images_4d.mean(dim=(1, 2, 3), keepdim=True)  # [N, 1, 1, 1]
     contrast_4d = uniform(1 - CONTRAST, 1 + CONTRAST)
     images_4d.mul_(contrast_4d).add_(mean_4d * (uniform(1 - LIGHT, 1 + LIGHT) - contrast_4d))
@@ -211,7 +212,8 @@ def detection_loss(output_4d, gt_offset_4d, gt_class_id_3d):
     """Location and confidence loss, each a mean over pictures: summed over a picture's own cells, divided by N.
 
     output_4d `[N, 5, 4, 4]`, offsets in half cells; gt_offset_4d `[N, 2, 4, 4]` in px; gt_class_id_3d `[N, 4, 4]`.
-    As a mean over pictures, the loss of two half batches adds up to that of the whole: accumulation changes nothing.
+    As a mean over pictures, the mean of two half batches' losses is the loss of the whole batch: divided by STEPS_PER_UPDATE,
+    accumulated gradients are those of the whole (but BN has seen two halves).
     """
     count = len(output_4d)
     # Location: the cells that hold a keypoint (class id above 0) or lie beside one (below 0), picked by a boolean mask.
@@ -242,7 +244,7 @@ def to_device(batch, device):
     return images_4d, torch.from_numpy(gt_offset_4d_array).to(device), torch.from_numpy(gt_class_id_3d_array).to(device)
 
 
-@torch.no_grad()
+@torch.no_grad()  # nothing is kept for a backward pass
 def update_average(average, network, update: int) -> None:
     """Move the averaged network a little towards the one in training: weights jitter, and their mean is better than any.
 
@@ -352,7 +354,7 @@ def train(data_folder: Path, updates: int, seed: int, mirror: bool, resume: bool
     loader = Loader(*array_dict["train"], first_update * STEPS_PER_UPDATE, steps, seed, mirror)
     loader.start()
     batches = iter(loader)
-    progress = Progress(updates, "training")
+    progress = Progress(updates, "training", first_update)
     loss_sum = torch.zeros(2, device=device)  # stays on the device: fetching it at every step would make a GPU wait
     wait_seconds, mark_time, mark_update = 0.0, time.perf_counter(), first_update
     network.train()

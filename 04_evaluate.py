@@ -43,7 +43,9 @@ def answer(network, image_3d_array, max_per_class: int, threshold: float) -> np.
     """Keypoints of one picture, `[K, 4]`: class id, x, y, score."""
     image_3d = torch.from_numpy(np.array(image_3d_array)).to(network.head.weight.device)  # a copy, uint8
     place_2d, class_id_1d, score_1d = model.detect(network, image_3d, max_per_class, threshold)
-    return torch.cat((class_id_1d[:, None].float(), place_2d, score_1d[:, None]), dim=1).cpu().numpy()
+    found_2d = torch.cat((class_id_1d[:, None].float(), place_2d, score_1d[:, None]), dim=1)
+    # A copy: what numpy() gives is PyTorch's memory, and thousands of small kept pieces of that hinder the reuse of the rest.
+    return found_2d.cpu().numpy().copy()
 
 
 def pair(found_2d_array, truth_2d_array, radius: float = PAIR_RADIUS) -> list[tuple[int, int]]:
@@ -258,7 +260,8 @@ def median_ms(function, device) -> float:
 
 
 def speed(network, image_3d_array, about_dict) -> dict:
-    """Decoding a JPEG, the network alone, and picture file to keypoints, in ms; and the network's multiply-adds and floor."""
+    """Decoding a JPEG, the network alone, and picture file to keypoints, in ms; and the network's multiply-adds and floor_ms: how long they
+    would take at the rate of a matrix product."""
     device = network.head.weight.device
     buffer = io.BytesIO()
     Image.fromarray(image_3d_array).save(buffer, "JPEG", quality=90)
@@ -385,10 +388,10 @@ def suspicious_labels(found_list, truth_list, category_list) -> list:
     """Train labels that disagree most with the answers: (suspicion, sentence, picture, truth row, found row), worst first."""
     result_list = []
     for picture, (found_2d_array, truth_2d_array) in enumerate(zip(found_list, truth_list)):
-        # A label that was moved far is not within the usual radius, so the same class is paired at any distance.
         pair_list = pair(found_2d_array, truth_2d_array)
         free_found = set(range(len(found_2d_array))) - {i for i, _ in pair_list}
         free_truth = set(range(len(truth_2d_array))) - {j for _, j in pair_list}
+        # What is left may be a label that was moved far: so the same class is paired at any distance here.
         for i in sorted(free_found):
             same = [j for j in free_truth if truth_2d_array[j, 0] == found_2d_array[i, 0]]
             if same:
@@ -431,7 +434,7 @@ def print_report(metrics: dict, category_list) -> None:
             print(f"{name[:19]:20}" + "".join(f"{value:12}" for value in row))
     error = metrics["error_px"]
     print("\nerror in px: " + ", ".join(f"{name} {cell_text(error[name])}" for name in ("mean", "median", "p90", "p95", "p99", "max"))
-          + f"; within 3 px {cell_text(error['within_3px'], 4)}; bias {error['bias']}; all points {cell_text(error['all_points'])}")
+          + f"; within 3 px {cell_text(error['within_3px'], 4)}; bias {error['bias']}; all labels, missed ones too {cell_text(error['all_points'])}")
     guess = metrics["blind_guess"]
     print(f"a blind guess: precision {cell_text(guess['precision'])}, recall {cell_text(guess['recall'])}, error {cell_text(guess['error_px'], 1)} px")
     rate = metrics["speed"]

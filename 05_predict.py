@@ -66,7 +66,8 @@ def predict(network, about_dict: dict, image_3d_array: np.ndarray, threshold: fl
     keypoint_list = []
     for keypoint in model.find_keypoints(network, about_dict, image_3d_array, threshold):
         xmin, ymin, xmax, ymax = keypoint["box"]
-        # Right of the picture and below it lies padding, up to 31 px. What is found out there is not in the picture.
+        # Right of the picture and below it lies padding, up to 31 px. A keypoint whose whole box lies out there is dropped;
+        # one just outside stays, as a label that the edge cuts would.
         if xmin < width - 1 and ymin < height - 1 and xmax > 1 and ymax > 1:
             keypoint_list.append(keypoint)
     return keypoint_list
@@ -191,11 +192,12 @@ def predict_files(network, about_dict: dict, options) -> None:
     reader = Reader(path_list)
     reader.start()
     start_time = time.perf_counter()
-    for done, (path, image_3d_array) in enumerate(reader, start=1):
-        if isinstance(image_3d_array, UserError):
-            problem_list.append(str(image_3d_array))
-            line = f"bad: {image_3d_array}"
+    for done, (path, item) in enumerate(reader, start=1):
+        if isinstance(item, UserError):
+            problem_list.append(str(item))
+            line = f"bad: {item}"
         else:
+            image_3d_array = item
             keypoint_list = predict(network, about_dict, image_3d_array, options.threshold)
             best_dict = {} if keypoint_list else best_scores(network, about_dict, image_3d_array)
             entry_list.append({"image": str(path), "keypoints": keypoint_list})
@@ -203,9 +205,9 @@ def predict_files(network, about_dict: dict, options) -> None:
             height, width = image_3d_array.shape[:2]
             line = f"{path}  {width} x {height} px  {in_words(keypoint_list, best_dict, options.threshold)}"
             name = unused_name(path.stem, used_set)
-            colour_list = [{**keypoint, "colour": colour_dict[keypoint["class"]]} for keypoint in keypoint_list]
+            coloured_list = [{**keypoint, "colour": colour_dict[keypoint["class"]]} for keypoint in keypoint_list]
             with replacing(folder / f"{name}.png") as temporary:
-                draw_keypoints(Image.fromarray(image_3d_array), colour_list).save(temporary, compress_level=PNG_LEVEL)
+                draw_keypoints(Image.fromarray(image_3d_array), coloured_list).save(temporary, compress_level=PNG_LEVEL)
             if options.xml:
                 write_label(label_folder, name, path, image_3d_array, keypoint_list)
         if progress and progress.in_place:  # the line takes the place of the bar, and the bar moves one line down
@@ -478,6 +480,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer_json(200, {"image": "upload", "keypoints": keypoint_list},
                              {"Server-Timing": f"decode;dur={decode_ms:.1f}, network;dur={network_ms:.1f}"})
 
+    # http.server calls do_GET for a GET, and so on.
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = do_CONNECT = respond
 
 

@@ -3,7 +3,8 @@
     python 06_model_analysis.py              # memory for a batch of 8 whole pictures
     python 06_model_analysis.py --batch 2    # for a batch of 2
 
-Reads   data/weights.pt (else data/pretrained.pt, else it takes an untrained network), and a picture of data/sample, if there.
+Reads   data/weights.pt (else data/pretrained.pt; where they do not fit LAYER_LIST it takes an untrained network), and a
+        picture of data/sample, if there.
 Writes  data/results/layers.png (parameters and memory) and data/results/receptive_field.png.
 Time    half a minute on two CPU cores.
 See     nine short chapters. What a formula says stands beside what PyTorch says; if they differ, it ends with an error.
@@ -19,6 +20,7 @@ import io
 import itertools
 import json
 import math
+import os
 import queue
 import statistics
 import threading
@@ -151,6 +153,13 @@ def predict_memory(row_list, batch: int) -> tuple[list[int], int]:
 
 
 # ---------------------------------------------------------------- measurements
+
+def device_memory(device) -> float:
+    """Bytes of the memory that tensors on this device live in; infinite where the system does not say (Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
+
 
 def random_pictures(count: int, height: int, width: int) -> torch.Tensor:
     """uint8 `[N, 3, height, width]`, in memory as pictures stand there: the three colours of a pixel side by side."""
@@ -373,7 +382,7 @@ def print_batch_norm(row_list, network, folded, image_4d, device) -> None:
         left = "none" if order.startswith("conv") else "the first: no convolution stands before it"
         print(f"   {order:16}{count:11,}{saved / MB:20.2f}{milliseconds:12.1f}   {left}")
     print("   In a chain the second is the first shifted by one, but it normalises the whole picture, cuts off its darker half\n"
-          "   (ReLU) before a convolution has seen it, and ends without BN. It belongs into networks with skip connections.")
+          "   (ReLU) before a convolution has seen it, and ends without BN. It belongs in networks with skip connections.")
 
 
 def print_memory(row_list, layer_list, network, batch: int, device) -> None:
@@ -449,7 +458,7 @@ def print_bytes(batch: int, height: int, width: int, device) -> None:
     convert_ms = best_ms(here_4d.float, device)
     time_list = [best_ms(lambda: batch_4d.to(device, copy=True), device) for batch_4d in (uint8_4d, float_4d)]
     what = "To the GPU they travel" if device.type == "cuda" else "No GPU to send them to; a copy in memory takes"
-    many = 1465 * 3 * height * width / 2 ** 30  # GB of a data set as uint8
+    many = 1465 * 3 * height * width / 1e9  # GB of a data set as uint8
     print(f"\n7. UINT8 AGAINST FLOAT32: the same batch is {uint8_4d.nbytes / MB:.1f} or {float_4d.nbytes / MB:.1f} MB. {what}\n"
           f"   {time_list[0]:.1f} or {time_list[1]:.1f} ms, converting there {convert_ms:.1f} ms: send and keep bytes. "
           f"1,465 pictures are {many:.1f} or {4 * many:.1f} GB.")
@@ -586,12 +595,14 @@ def main() -> None:
     device = pick_device()
     torch.manual_seed(0)
     weights_path = model.find_weights(options.data)
-    if weights_path.is_file():
+    try:
         network, _ = model.load_weights(weights_path, device)
         print(f"using {weights_path}")
-    else:
+        is_trained = True
+    except UserError as error:  # none, or of another LAYER_LIST; this lesson can do without
         network = model.KeypointNet(class_count=3).to(device).eval()
-        print(f"no {weights_path}, so this is an untrained network: shapes, counts and bytes are the same, gradients are not")
+        print(f"{error}\nso this is an untrained network: shapes, counts and bytes are the same, gradients are not")
+        is_trained = False
     dataset_path = options.data / "dataset.json"
     try:
         dataset_dict = json.loads(dataset_path.read_text(encoding="utf-8")) if dataset_path.is_file() else {}
@@ -607,8 +618,12 @@ def main() -> None:
     layer_list = [*network.body, network.head]
     row_list = describe(layer_list, *image_4d.shape[1:])
     row_list[-1]["name"] = "head"
+    needed, memory = predict_memory(row_list, options.batch)[1], device_memory(device)
+    if needed > memory:
+        raise UserError(f"--batch {options.batch}: chapter 6 would need {needed // 2 ** 30:,} GB, the {device.type} has "
+                        f"{memory // 2 ** 30:,} GB; choose a smaller one")
     with torch.no_grad():
-        if not weights_path.is_file():  # BN's averages have seen nothing yet; without this, chapter 5 would fold factors of 1
+        if not is_trained:  # BN's averages have seen nothing yet; without this, chapter 5 would fold factors of 1
             network.train()(image_4d)
             network.eval()
         folded = model.fold_batch_norm(network)

@@ -20,12 +20,12 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 CELL = 32  # px; the network's stride: one cell of its grid looks after 32x32 px of the picture
 DATA_FOLDER = Path(__file__).resolve().parent / "data"  # the default of every script's --data
-Image.init()  # Pillow else loads WEBP and TIFF only when it is free to guess
+Image.init()  # loads all formats now; read_image names those it wants, and Pillow would not load WEBP and TIFF for that
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; ours comes before a pixel is decoded
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # and no others: Pillow would hand PostScript over to another program
 MAX_PIXELS = 50_000_000  # a picture above this is refused: a few bytes of PNG can unpack to gigabytes
-COLOUR_LIST = ["#00e5ff", "#ff4fd8", "#a6ff00", "#ffd400", "#ff7b3a", "#8f9bff"]  # one a class, in turn
+COLOUR_LIST = ["#00e5ff", "#ff4fd8", "#a6ff00", "#ffd400", "#ff7b3a", "#8f9bff"]  # one per class, in turn
 
 
 class UserError(Exception):
@@ -124,7 +124,7 @@ def pad_image(image_3d_array: np.ndarray, height: int, width: int) -> np.ndarray
 
 
 def round_up_to_cell(length: int) -> int:
-    """The next multiple of 32, since the grid has whole cells.
+    """The next multiple of 32, since the grid has whole cells. // rounds down; the two minus signs make it round up.
 
     >>> round_up_to_cell(416), round_up_to_cell(417)
     (416, 448)
@@ -201,20 +201,18 @@ class Progress:
     what is done within three seconds only the last one.
     """
 
-    def __init__(self, total: int, what: str):
+    def __init__(self, total: int, what: str, first: int = 0):
         self.total, self.what = total, what
+        self.first = first  # what was done before this run (--resume) says nothing about the time left
         self.in_place = sys.stdout.isatty()
         self.start_time = self.last_time = time.perf_counter()
-        self.first = None  # what was done before this run (--resume) says nothing about the time left
         self.next_tenth = 1
 
     def show(self, done: int, text: str = "") -> None:
         """Show that `done` of `total` are done, with `text` after it; at most five times a second."""
         now = time.perf_counter()
-        if self.first is None:
-            self.first = done - 1
-        rate = (now - self.start_time) / (done - self.first)
-        seconds_left = round(rate * (self.total - done))
+        seconds_each = (now - self.start_time) / (done - self.first)
+        seconds_left = round(seconds_each * (self.total - done))
         left = f"{seconds_left // 60}:{seconds_left % 60:02d} left" if done < self.total else f"{now - self.start_time:.0f} s"
         if self.in_place:
             if now - self.last_time < 0.2 and done < self.total:

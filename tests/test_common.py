@@ -238,7 +238,7 @@ def test_progress_on_a_terminal_refreshes_one_line_and_ends_it(capsys, monkeypat
 
 
 def test_progress_after_resuming_counts_only_what_this_run_did(capsys):
-    progress = common.Progress(100, "training")
+    progress = common.Progress(100, "training", first=90)
     progress.start_time -= 10  # ten seconds ago
     progress.show(91)  # one done in this run: ten seconds each, nine to go
     left = capsys.readouterr().out

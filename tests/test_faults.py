@@ -100,18 +100,25 @@ def foreign_weights(kind, trap):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "ONNX", "HDF5 (Keras)", "numpy", "a zip of something", "a whole module", "a TorchScript program",
-                                  "malicious pickle", "malicious entry"])
+@pytest.mark.parametrize("kind", ["safetensors", "ONNX", "HDF5 (Keras)", "numpy", "a zip of something", "a whole module",
+                                  "a TorchScript program", "malicious pickle", "malicious entry"])
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-def test_weights_of_another_format_are_refused_by_every_script_that_reads_weights(small_data, tmp_path, monkeypatch, kind):
+def test_weights_of_another_format_are_never_used_by_any_script(small_data, tmp_path, monkeypatch, capsys, kind):
     (small_data / "weights.pt").write_bytes(foreign_weights(kind, tmp_path / "trap"))
     before = contents(small_data)
-    for module, arguments in ((evaluate, ["--quick"]), (predict, [tmp_path / "picture.png"]), (predict, ["--serve", "127.0.0.1:0"]), (analysis, [])):
+    for module, arguments in ((evaluate, ["--quick"]), (predict, [tmp_path / "picture.png"]), (predict, ["--serve", "127.0.0.1:0"])):
         assert str(small_data / "weights.pt") in sentence_of(module, monkeypatch, "--data", small_data, *arguments)
     assert contents(small_data) == before and not (tmp_path / "trap").exists()
+    quick(monkeypatch.setattr)  # 06 needs no weights: it says what is wrong and takes an untrained network
+    capsys.readouterr()
+    assert call_main(analysis, monkeypatch, "--data", small_data) == (0, "")
+    output = capsys.readouterr().out
+    assert "weights.pt: not the weights of this network" in output and "untrained network" in output
+    assert not (tmp_path / "trap").exists()
 
 
-@pytest.mark.parametrize("changes", [{"box_size": None}, {"box_size": "30"}, {"max_per_class": "one"}, {"category_list": ["background", 1, 2]}])
+@pytest.mark.parametrize("changes", [{"box_size": None}, {"box_size": "30"}, {"max_per_class": "one"},
+                                     {"category_list": ["background", 1, 2]}])
 def test_weights_whose_plain_values_are_of_another_kind_are_refused(small_data, tmp_path, monkeypatch, changes):
     path = small_data / "weights.pt"
     torch.save({**torch.load(path, weights_only=True), **changes}, path)
@@ -181,13 +188,32 @@ def test_a_seed_too_large_for_pytorch_ends_with_code_2(small_data, monkeypatch):
         assert call_main(train, monkeypatch, "--data", small_data, "--updates", 1, "--seed", seed)[0] == 2
 
 
+def test_more_pictures_than_five_digits_can_name_end_with_code_2(tmp_path, monkeypatch):
+    assert call_main(prepare_data, monkeypatch, "--data", tmp_path / "data", "--pictures", 100_001)[0] == 2
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_disk_without_room_for_the_arrays_is_told_before_the_drawing(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_data.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10 ** 9, 0, 10 ** 9))
+    assert "GB left" in sentence_of(prepare_data, monkeypatch, "--data", tmp_path, "--pictures", 1000)
+    assert not (tmp_path / "images").exists()
+
+
+def test_a_batch_that_no_memory_holds_ends_06_in_a_sentence(small_data, monkeypatch):
+    before = contents(small_data)
+    for batch in (10 ** 9, 10 ** 30):
+        assert f"--batch {batch}" in sentence_of(analysis, monkeypatch, "--data", small_data, "--batch", batch)
+    assert contents(small_data) == before
+
+
 # ---------------------------------------------------------------- folders that cannot be written, full disks
 
 def test_a_place_that_cannot_be_written_ends_in_a_sentence_with_its_name(small_data, tmp_path, monkeypatch):
     """A path below a file cannot be made by anybody, root or not: as a read-only folder, and everywhere."""
     blocked, picture, before = tmp_path / "a file", tmp_path / "picture.png", contents(small_data)
     blocked.write_text("I am no folder")
-    for arguments in (["--out", blocked / "out"], ["--out", blocked / "out", "--xml"], ["--out", tmp_path / "out", "--json", blocked / "found.json"]):
+    for arguments in (["--out", blocked / "out"], ["--out", blocked / "out", "--xml"],
+                      ["--out", tmp_path / "out", "--json", blocked / "found.json"]):
         assert str(blocked) in sentence_of(predict, monkeypatch, "--data", small_data, *arguments, picture)
     assert contents(small_data) == before and blocked.read_text() == "I am no folder"
 
@@ -201,8 +227,8 @@ def test_a_read_only_data_folder_ends_every_script_that_writes_in_a_sentence(sma
         if os.access(small_data, os.W_OK):
             pytest.skip("root may write everywhere, and Windows knows no such folder")
         quick(monkeypatch.setattr)
-        for module, arguments in ((prepare_data, ["--source", tmp_path / "source"]), (train, ["--updates", 1]), (predict, [tmp_path / "picture.png"]),
-                                  (evaluate, ["--quick"]), (analysis, [])):
+        for module, arguments in ((prepare_data, ["--source", tmp_path / "source"]), (train, ["--updates", 1]), (evaluate, ["--quick"]),
+                                  (predict, [tmp_path / "picture.png"]), (analysis, [])):
             assert str(small_data) in sentence_of(module, monkeypatch, "--data", small_data, *arguments)
         assert contents(small_data) == before
     finally:
@@ -250,6 +276,25 @@ def test_a_full_disk_while_packing_ends_in_a_sentence_and_leaves_no_data_set_tha
     assert (small_data / "weights.pt").read_bytes() == weights
 
 
+@pytest.mark.parametrize("reads", [4, 14])
+def test_a_disk_that_can_be_read_no_more_ends_01_in_a_sentence(small_data, own, monkeypatch, capsys, reads):
+    """Ten pictures are read to be checked, and once more to be packed: the disk breaks in the one or in the other."""
+    before, real, count = contents(small_data), Image.open, 0
+
+    def read(*arguments, **options):
+        nonlocal count
+        count += 1
+        if count > reads:
+            raise OSError(5, "Input/output error")
+        return real(*arguments, **options)
+    monkeypatch.setattr(common.Image, "open", read)
+    sentence = sentence_of(prepare_data, monkeypatch, "--source", own.parent / "my pictures", "--data", small_data)
+    assert "Input/output error" in (sentence if reads > 10 else capsys.readouterr().out)
+    if reads > 10:  # while packing: no data set that looks whole
+        before.pop(small_data / "dataset.json")
+    assert contents(small_data) == before
+
+
 def test_a_full_disk_while_evaluating_or_predicting_leaves_what_was_written_before(small_data, tmp_path, monkeypatch):
     out, found = tmp_path / "out", tmp_path / "found.json"
     arguments = ["--data", small_data, "--threshold", 0, "--out", out, "--json", found, tmp_path / "picture.png"]
@@ -281,8 +326,9 @@ def test_a_full_disk_while_drawing_leaves_the_pictures_and_the_data_set_of_an_ea
     shutil.copy(drawn / "dataset.json", data)
     before = contents(data)
     result = subprocess.run(  # the processes that draw inherit the limit
-        [sys.executable, str(REPOSITORY / "01_prepare_data.py"), "--data", str(data), "--pictures", "4", "--seed", "1"], capture_output=True, text=True,
-        encoding="utf-8", timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
+        [sys.executable, str(REPOSITORY / "01_prepare_data.py"), "--data", str(data), "--pictures", "4", "--seed", "1"],
+        capture_output=True, text=True, encoding="utf-8", timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])))
     assert result.returncode == 1 and result.stderr.startswith("error: File too large") and result.stderr.count("\n") == 1, result.stderr
     assert contents(data) == before
@@ -307,8 +353,8 @@ def assert_whole(path):
     elif path.suffix == ".npy":
         np.load(path)
     else:
-        {".json": json.loads, ".xml": ElementTree.fromstring, ".pt": lambda raw: torch.load(io.BytesIO(raw), weights_only=True)}[path.suffix](
-            path.read_bytes())
+        read = {".json": json.loads, ".xml": ElementTree.fromstring, ".pt": lambda raw: torch.load(io.BytesIO(raw), weights_only=True)}
+        read[path.suffix](path.read_bytes())
 
 
 def under_final_names(folder):
@@ -345,7 +391,7 @@ def die_again_and_again(script, folder, kills, *argument_list):
     time. At the start of each turn folder/data is what folder/before keeps: as it was before the first run.
     """
     import matplotlib.pyplot  # noqa: F401  here, or every child would import it anew
-    module, folder, rng, died = load(script), Path(folder), random.Random(0), []
+    module, folder, kills, rng, died = load(script), Path(folder), int(kills), random.Random(0), []
     make_small(train, model, setattr)
     quick(setattr)
     data = folder / "data"
@@ -356,17 +402,17 @@ def die_again_and_again(script, folder, kills, *argument_list):
     start_time = time.monotonic()
     assert wait(start_again(module, folder, argument_list)) == 0
     seconds = time.monotonic() - start_time
-    before = {folder / "data" / path.relative_to(folder / "before"): raw for path, raw in contents(folder / "before").items()}
+    before = {data / path.relative_to(folder / "before"): raw for path, raw in contents(folder / "before").items()}
     after = under_final_names(data)
     written_list = [len(raw) for path, raw in after.items() if before.get(path) != raw]
-    for turn in range(int(kills)):
+    for turn in range(kills):
         shutil.rmtree(data)
         shutil.copytree(folder / "before", data)
         if turn % 2:
             code = wait(start_again(module, folder, argument_list, deadly_size=rng.randrange(min(written_list), max(written_list))))
         else:
             pid = start_again(module, folder, argument_list)
-            time.sleep(rng.uniform(0.05, 1) * seconds)
+            time.sleep(rng.uniform(0.05, 1) * seconds * (1 - turn / kills))  # earlier and earlier, so that some do meet it alive
             os.kill(pid, signal.SIGKILL)
             code = wait(pid)
         assert code in (0, -signal.SIGKILL, -signal.SIGXFSZ), code
@@ -383,7 +429,7 @@ def die_again_and_again(script, folder, kills, *argument_list):
                 assert all(left[path] == whole[path] for path in whole if path.suffix in (".npy", ".json"))
                 common.read_data_set(data)
         assert not lost_set and all(left[path] == raw for path, raw in before.items() if path.suffix == ".pt")
-        if turn < int(kills) - 2:
+        if turn < kills - 2:
             continue
         if (data / "out" / "labelimg").is_dir() and any((data / "out" / "labelimg").iterdir()):  # perhaps corrected by hand
             assert wait(start_again(module, folder, argument_list)) == 3 and "--out" in (folder / "sentence").read_text(encoding="utf-8")
@@ -397,17 +443,18 @@ def die_again_and_again(script, folder, kills, *argument_list):
 @pytest.mark.parametrize("script, kills, argument_list", [
     ("01_prepare_data", 8, ["--source", "SOURCE"]), ("04_evaluate", 4, ["--quick", "--threshold", "0"]), ("06_model_analysis", 4, []),
     ("05_predict", 6, ["SOURCE", "--threshold", "0", "--out", "DATA/out", "--json", "DATA/found.json", "--xml"])])
-def test_killed_at_random_moments_what_stands_under_its_name_is_whole_and_the_next_run_ends(small_data, tmp_path, script, kills, argument_list):
+def test_killed_at_random_moments_what_stands_under_its_name_is_whole_and_the_next_run_ends(
+        small_data, tmp_path, script, kills, argument_list):
     write_own_pictures(tmp_path / "source", 12, ["nose", "mouth"])
     for name in ("metrics", "confusion", "layers"):
         (small_data / "results" / f"{name}{'.json' if name == 'metrics' else '.png'}").write_text("of an earlier run")
     (small_data / "found.json").write_text("[]")
     shutil.copytree(small_data, tmp_path / "before")
     argument_list = [text.replace("SOURCE", str(tmp_path / "source")).replace("DATA", str(small_data)) for text in argument_list]
-    result = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.path[:0] = sys.argv[1:3]; import test_faults; test_faults.die_again_and_again(*sys.argv[3:])",
-         str(REPOSITORY), str(REPOSITORY / "tests"), script, str(tmp_path), str(kills), "--data", str(small_data), *argument_list],
-        capture_output=True, text=True, encoding="utf-8", timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"})
+    code = "import sys; sys.path[:0] = sys.argv[1:3]; import test_faults; test_faults.die_again_and_again(*sys.argv[3:])"
+    result = subprocess.run([sys.executable, "-c", code, str(REPOSITORY), str(REPOSITORY / "tests"), script, str(tmp_path), str(kills),
+                             "--data", str(small_data), *argument_list], capture_output=True, text=True, encoding="utf-8", timeout=300,
+                            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"})
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split("SIGKILL ")[1].split()[0]) and int(result.stdout.split("write ")[1].split()[0]), result.stdout
 
@@ -500,7 +547,8 @@ def test_memory_of_01_and_04_stays_flat_and_their_time_grows_no_faster_than_the_
 def test_random_requests_get_an_answer_and_harm_nobody(small_data):
     server = start_server(small_data, small_data / "none")
     rng = np.random.default_rng(0)
-    head = f"POST /predict?threshold=0.01 HTTP/1.1\r\nHost: here\r\nContent-Type: image/jpeg\r\nContent-Length: {len(PICTURE)}\r\n\r\n".encode()
+    head = ("POST /predict?threshold=0.01 HTTP/1.1\r\nHost: here\r\nContent-Type: image/jpeg\r\n"
+            f"Content-Length: {len(PICTURE)}\r\n\r\n").encode()
     get = b"GET /sample/0 HTTP/1.1\r\nHost: here\r\n\r\n"
     sign_list = np.frombuffer(b"\r\n :;/?%=.-0123456789\0\xff", np.uint8)
     status_list = []

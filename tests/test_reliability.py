@@ -44,7 +44,8 @@ def same(a, b):
 def saved(data):
     """What a run left that later runs depend on."""
     checkpoint = torch.load(data / "checkpoint.pt", weights_only=True)
-    return torch.load(data / "weights.pt", weights_only=True), {key: checkpoint[key] for key in ("network", "average", "optimizer", "update")}
+    return (torch.load(data / "weights.pt", weights_only=True),
+            {key: checkpoint[key] for key in ("network", "average", "optimizer", "update")})
 
 
 # ---------------------------------------------------------------- stopped and resumed
@@ -148,8 +149,9 @@ print(f"killed {done} times, ended {len(ended)} times")
 
 
 def start_program(code, *arguments):
-    return subprocess.Popen([sys.executable, "-c", code, str(REPOSITORY), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, encoding="utf-8", env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"})
+    return subprocess.Popen([sys.executable, "-c", code, str(REPOSITORY), *map(str, arguments)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, encoding="utf-8",
+                            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"})
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -207,11 +209,12 @@ def test_a_new_run_keeps_the_weights_and_the_checkpoint_of_the_run_before(small_
     assert call_main(train, monkeypatch, "--data", data, "--updates", 6, "--seed", 1) == (0, "")  # saves three times, keeps once
     second = files_of(data)
     assert files_of(data, ".old.pt") == first and second != first
-    assert call_main(train, monkeypatch, "--data", data, "--updates", 6, "--seed", 1, "--resume") == (0, "")  # no new run
-    assert files_of(data, ".old.pt") == first
-    monkeypatch.setattr(train, "update_average", lambda *arguments: signal.raise_signal(signal.SIGINT))
-    assert call_main(train, monkeypatch, "--data", data, "--updates", 6) == (130, "")  # Ctrl-C at once: it saves, and keeps
+    with monkeypatch.context() as stopped:  # Ctrl-C at once: it saves, and keeps
+        stopped.setattr(train, "update_average", lambda *arguments: signal.raise_signal(signal.SIGINT))
+        assert call_main(train, stopped, "--data", data, "--updates", 4) == (130, "")
     assert files_of(data, ".old.pt") == second and saved(data)[1]["update"] == 1
+    assert call_main(train, monkeypatch, "--data", data, "--updates", 4, "--resume") == (0, "")  # that is no new run
+    assert files_of(data, ".old.pt") == second
 
 
 # Kills itself in the middle of its third update, before its first save.
@@ -348,7 +351,8 @@ def test_a_full_disk_while_saving_ends_in_a_sentence_and_leaves_the_weights(smal
 
 
 @pytest.mark.parametrize("full_for", ["weights", "checkpoint"])
-def test_a_disk_that_is_full_at_the_second_save_loses_nothing_and_the_run_goes_on_later(small_training, own, tmp_path, monkeypatch, full_for):
+def test_a_disk_that_is_full_at_the_second_save_loses_nothing_and_the_run_goes_on_later(
+        small_training, own, tmp_path, monkeypatch, full_for):
     resource = pytest.importorskip("resource")
     whole, data = copy_of(own, tmp_path, "whole"), copy_of(own, tmp_path)
     monkeypatch.setattr(train, "SAVE_EVERY", 2)
@@ -392,7 +396,8 @@ def test_memory_stays_flat_while_the_loader_reads_from_twenty_thousand_pictures(
         except OSError:
             pytest.skip("this file system has no sparse files")
     rng = np.random.default_rng(0)
-    label_2d_array = np.column_stack([np.arange(20_000), rng.integers(1, 3, 20_000), rng.uniform(0, 320, 20_000), rng.uniform(0, 1920, 20_000)])
+    label_2d_array = np.column_stack([np.arange(20_000), rng.integers(1, 3, 20_000), rng.uniform(0, 320, 20_000),
+                                      rng.uniform(0, 1920, 20_000)])
     loader = train.Loader(np.load(path, mmap_mode="r"), label_2d_array.astype(np.float32), 0, 40, 0, False)
     loader.make_batch(0)
     before = private_memory()
@@ -406,8 +411,8 @@ def test_a_batch_takes_no_longer_where_there_are_a_hundred_times_more_pictures(s
     monkeypatch.setattr(train, "WARP_SHARE", 0.0)  # few pictures are warped more often, and that does take time
     loader_list = []
     for count in (200, 20_000):  # with twenty keypoints each
-        rng = np.random.default_rng(0)
-        label_2d_array = np.column_stack([np.repeat(np.arange(count), 20), rng.integers(1, 3, 20 * count), rng.uniform(0, 64, (20 * count, 2))])
+        rng, rows = np.random.default_rng(0), 20 * count
+        label_2d_array = np.column_stack([np.repeat(np.arange(count), 20), rng.integers(1, 3, rows), rng.uniform(0, 64, (rows, 2))])
         images_4d_array = np.zeros((count, 64, 64, 3), np.uint8)  # no byte of it is touched before a batch looks at it
         loader_list.append(train.Loader(images_4d_array, label_2d_array.astype(np.float32), 0, 0, 0, False))
     seconds_list = [[], []]
@@ -428,7 +433,8 @@ def test_random_changes_of_pictures_end_in_a_sentence_or_in_a_picture(tmp_path):
     exif[0x010E] = "a description"
     whole_list = []
     for kind, mode, options in (("JPEG", "RGB", {"exif": exif}), ("JPEG", "CMYK", {}), ("PNG", "RGB", {"exif": exif}),
-                                ("PNG", "P", {"transparency": 3}), ("PNG", "RGBA", {}), ("PNG", "I;16", {}), ("BMP", "RGB", {}), ("BMP", "P", {})):
+                                ("PNG", "P", {"transparency": 3}), ("PNG", "RGBA", {}), ("PNG", "I;16", {}),
+                                ("BMP", "RGB", {}), ("BMP", "P", {})):
         buffer = io.BytesIO()
         (image.convert("L").convert("I").convert("I;16") if mode == "I;16" else image.convert(mode)).save(buffer, kind, **options)
         whole_list.append(buffer.getvalue())
