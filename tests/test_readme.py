@@ -23,9 +23,9 @@ model, train, analysis = load("02_model"), load("03_train"), load("06_model_anal
 
 
 def section(title):
-    """The text below a heading, up to the next heading of the same level or a higher one."""
+    """The text below a heading, which may name scripts in brackets, up to the next heading of the same level or a higher one."""
     marks = title.split()[0]
-    text = ENGLISH.split(f"\n{title}\n")[1]
+    text = re.split(rf"\n{title}(?: \(.*\))?\n", ENGLISH)[1]
     return re.split(rf"\n#{{2,{len(marks)}}} ", text)[0]
 
 
@@ -111,7 +111,7 @@ def result_figures(text, pattern):
 
 def english_figures():
     return result_figures(ENGLISH, r"Measured on the test split \((\d+) drawn pictures\): precision ([\d.]+), recall ([\d.]+), "
-                                   r"mean error ([\d.]+) px, 95 % of all within ([\d.]+) px")
+                                   r"mean error ([\d.]+) px, 95 % of those found within ([\d.]+) px")
 
 
 def test_the_measured_result_is_that_of_the_default_run():
