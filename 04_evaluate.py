@@ -313,7 +313,9 @@ def draw_plots(folder: Path, metrics: dict, category_list, error_2d_array, keypo
     save(figure, "confusion.png")
 
     distance = np.hypot(*error_2d_array.T)
-    if not len(distance):
+    if not len(distance):  # nothing to draw, and what an earlier evaluation drew would mislead
+        for name in ("errors.png", "error_by_place.png"):
+            (folder / name).unlink(missing_ok=True)
         return
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     axes.hist(distance, bins=np.linspace(0, max(np.percentile(distance, 99.5), 0.1), 60), color="tab:blue")

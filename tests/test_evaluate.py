@@ -252,7 +252,9 @@ def test_plots_are_drawn_whatever_the_classes_are_called(tmp_path, names):
 @pytest.mark.filterwarnings("error::RuntimeWarning", "error::UserWarning")
 def test_plots_and_case_pictures_are_drawn_where_nothing_was_found(tmp_path):
     metrics = evaluate.summarise([rows()], [rows((1, 0, 0), (2, 0, 0))], [truths((1, 3, 3))], CATEGORIES)
+    (tmp_path / "errors.png").write_bytes(b"of an earlier evaluation")
     evaluate.draw_plots(tmp_path, metrics, CATEGORIES, *evaluate.right_errors([rows()], [truths((1, 3, 3))]))
+    assert not (tmp_path / "errors.png").exists()
     for case_list in (evaluate.worst_cases([rows()], [truths((1, 3, 3))]), []):
         evaluate.draw_cases(tmp_path / "worst.png", np.zeros((1, 64, 64, 3), np.uint8), case_list, CATEGORIES)
         assert Image.open(tmp_path / "worst.png").width > 100
