@@ -149,14 +149,15 @@ def test_the_snippets_print_what_stands_below_them(number):
 def test_the_exercises_quote_figures_that_were_measured():
     experiments = (REPOSITORY / "docs" / "experiments.md").read_text(encoding="utf-8")
     row_list = table_rows(section("## Exercises"))
-    assert len(row_list) == 5
+    assert len(row_list) >= 10
     for change, _, measured in row_list:
         triple_list = re.findall(r"(\d\.\d{3}), (\d\.\d{3}), (\d\.\d\d)", measured)
-        assert len(triple_list) == 2
+        assert triple_list
         for triple in triple_list:
             assert f"| {' | '.join(triple)} |" in experiments, triple
-        constant_list = re.findall("`([A-Z_]+)`", change)
-        assert constant_list and set(constant_list) <= defined_names(REPOSITORY / "02_model.py") | defined_names(REPOSITORY / "03_train.py")
+        constant_list = [name for names in re.findall("`([A-Z][A-Z_, ]*)(?: =[^`]*)?`", change) for name in names.split(", ")]
+        assert constant_list or "python 01_prepare_data.py" in change
+        assert set(constant_list) <= defined_names(REPOSITORY / "02_model.py") | defined_names(REPOSITORY / "03_train.py")
 
 
 def test_the_layer_table_is_that_of_the_network():
