@@ -15,7 +15,6 @@ import importlib
 import io
 import json
 import statistics
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
 from common import (CELL, COLOUR_LIST, DATA_FOLDER, Progress, UserError, draw_keypoints, pad_image, pick_device, read_data_set, read_image,
-                    replacing, run_main)
+                    replacing, run_main, time_calls)
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
@@ -248,20 +247,15 @@ def shift_test(network, images_4d_array, truth_list, about_dict, threshold: floa
 # ---------------------------------------------------------------- speed
 
 def median_ms(function, device) -> float:
-    """Median time of a call, in ms. A GPU works on its own: without synchronize only the handing over would be timed."""
-    time_list = []
-    for run in range(SPEED_RUNS + 3):  # the first three warm up
-        start_time = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        time_list.append((time.perf_counter() - start_time) * 1e3)
-    return statistics.median(time_list[3:])
+    """Median time of a call, in ms: what one has to expect."""
+    return statistics.median(time_calls(function, device, SPEED_RUNS))
 
 
 def speed(network, image_3d_array, about_dict) -> dict:
-    """Decoding a JPEG, the network alone, and picture file to keypoints, in ms; and the network's multiply-adds and floor_ms: how long they
-    would take at the rate of a matrix product."""
+    """Decoding a JPEG, the network alone, and picture file to keypoints, in ms; and the network's multiply-adds.
+
+    floor_ms: how long they would take at the rate of a matrix product.
+    """
     device = network.head.weight.device
     buffer = io.BytesIO()
     Image.fromarray(image_3d_array).save(buffer, "JPEG", quality=90)

@@ -33,7 +33,8 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import CELL, DATA_FOLDER, IMAGE_SUFFIXES, UserError, pick_device, read_image, replacing, round_up_to_cell, run_main
+from common import (CELL, DATA_FOLDER, IMAGE_SUFFIXES, UserError, pick_device, read_image, replacing, round_up_to_cell, run_main,
+                    time_calls)
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
@@ -56,15 +57,8 @@ def check(what: str, predicted, measured, tolerance: float = 0.0) -> None:
 
 
 def best_ms(function, device) -> float:
-    """Fastest of RUNS calls, in ms: other programs can only slow one down. A GPU works on its own, so it is waited for."""
-    time_list = []
-    for _ in range(RUNS + 2):  # the first two warm up
-        start_time = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        time_list.append((time.perf_counter() - start_time) * 1e3)
-    return min(time_list[2:])
+    """Fastest of RUNS calls, in ms: other programs can only slow one down."""
+    return min(time_calls(function, device, RUNS))
 
 
 # ---------------------------------------------------------------- formulas; none of them asks PyTorch

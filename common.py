@@ -194,6 +194,18 @@ def write_labelimg_xml(path: Path, image_name: str, width: int, height: int, key
         ElementTree.ElementTree(root).write(temporary, encoding="utf-8")
 
 
+def time_calls(function, device: torch.device, runs: int) -> list[float]:
+    """Times of so many calls in ms, after three to warm up. A GPU works on its own, so it is waited for."""
+    time_list = []
+    for _ in range(3 + runs):
+        start_time = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()  # without it, only the handing over would be timed
+        time_list.append((time.perf_counter() - start_time) * 1e3)
+    return time_list[3:]
+
+
 class Progress:
     """A progress line that refreshes in place: `\\r` goes back to the line's start without starting a new one.
 
