@@ -1,10 +1,12 @@
 """What several test files need: the scripts as modules, tiny data sets, and ways to run a script as a user does."""
 
 import importlib
+import io
 import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -43,6 +45,19 @@ def call_main(module, monkeypatch, *arguments):
     except SystemExit as stop:
         return (1, stop.code) if isinstance(stop.code, str) else (stop.code or 0, "")
     return 0, ""
+
+
+@contextmanager
+def full_disk(most_bytes):
+    """No file may grow beyond so many bytes: write fails half way, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
+    try:
+        with redirect_stdout(io.StringIO()):  # pytest collects what is printed in a file, which must not be the one that is full
+            yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def paint_dot(image_3d_array, x, y, sigma=3.0, peak=200.0):

@@ -17,7 +17,6 @@ import time
 import traceback
 import xml.etree.ElementTree as ElementTree
 import zipfile
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ import torch
 from PIL import Image
 
 import common
-from conftest import REPOSITORY, call_main, load, make_small, run_script, write_own_pictures
+from conftest import REPOSITORY, call_main, full_disk, load, make_small, run_script, write_own_pictures
 from test_predict import noise_image, save_weights
 from test_serve import PICTURE, request, start_server
 
@@ -253,19 +252,6 @@ def test_training_whose_results_cannot_be_drawn_has_saved_its_weights_before(sma
     assert str(small_data / "results") in sentence_of(train, monkeypatch, "--data", small_data, "--updates", 2)
     model.load_weights(small_data / "weights.pt")
     assert torch.load(small_data / "checkpoint.pt", weights_only=True)["update"] == 2
-
-
-@contextmanager
-def full_disk(most_bytes):
-    """No file may grow beyond so many bytes: write fails half way, as on a full disk."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
-    try:
-        with redirect_stdout(io.StringIO()):  # pytest collects what is printed in a file, which must not be the one that is full
-            yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_while_packing_ends_in_a_sentence_and_leaves_no_data_set_that_looks_whole(small_data, own, monkeypatch):

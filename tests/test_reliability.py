@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 
 import common
-from conftest import REPOSITORY, call_main, load
+from conftest import REPOSITORY, call_main, full_disk, load
 
 model, train = load("02_model"), load("03_train")
 
@@ -339,38 +340,28 @@ def test_a_loader_that_cannot_read_ends_training_in_a_sentence(small_training, o
 
 
 def test_a_full_disk_while_saving_ends_in_a_sentence_and_leaves_the_weights(small_training, own, tmp_path, monkeypatch):
-    resource = pytest.importorskip("resource")  # a limit on the size of files is met as a full disk is: write fails half way
     data = copy_of(own, tmp_path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, hard))
-    try:
+    with full_disk(12_000):
         sentence = fails(data, monkeypatch, "--updates", 1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(data) in sentence
 
 
 @pytest.mark.parametrize("full_for", ["weights", "checkpoint"])
 def test_a_disk_that_is_full_at_the_second_save_loses_nothing_and_the_run_goes_on_later(
         small_training, own, tmp_path, monkeypatch, full_for):
-    resource = pytest.importorskip("resource")
     whole, data = copy_of(own, tmp_path, "whole"), copy_of(own, tmp_path)
     monkeypatch.setattr(train, "SAVE_EVERY", 2)
     assert call_main(train, monkeypatch, "--data", whole, "--updates", 6) == (0, "")
     weights_bytes, checkpoint_bytes = map(len, files_of(whole))
     most_bytes = weights_bytes // 2 if full_for == "weights" else (weights_bytes + checkpoint_bytes) // 2
-    (soft, hard), real = resource.getrlimit(resource.RLIMIT_FSIZE), train.update_average
-
-    def fill_the_disk(average, network, update):
-        if update == 3:  # update 2 is saved, update 4 will be
-            resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
-        real(average, network, update)
-    try:
-        with monkeypatch.context() as full:
-            full.setattr(train, "update_average", fill_the_disk)
-            code, sentence = call_main(train, full, "--data", data, "--updates", 6)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    real = train.update_average
+    with ExitStack() as until_there_is_room, monkeypatch.context() as full:
+        def fill_the_disk(average, network, update):
+            if update == 3:  # update 2 is saved, update 4 will be
+                until_there_is_room.enter_context(full_disk(most_bytes))
+            real(average, network, update)
+        full.setattr(train, "update_average", fill_the_disk)
+        code, sentence = call_main(train, full, "--data", data, "--updates", 6)
     assert code == 1 and str(data / f"{full_for}.pt") in sentence and "--resume" in sentence and "\n" not in sentence
     assert saved(data)[1]["update"] == 2 and not list(data.rglob(".writing-*"))
     model.load_weights(data / "weights.pt")  # of update 2, or of update 4 where only the checkpoint found no room
