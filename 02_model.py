@@ -36,9 +36,9 @@ LAYER_LIST = [
 ]
 OFFSET_UNIT = CELL / 2  # px; the network says offsets in half cells, so that what it learns lies within -1 to 1
 NEIGHBOUR_REACH = CELL  # px; cells whose prior is within this of a keypoint, in x and in y, learn its offset: the four nearest
-# look_again shifts its four crops by these x, y (px). Divided by 4, the first layer's stride, each leaves another remainder.
+LOOK_SIDE = 3 * CELL  # px; side of look_again's crops: the keypoint's cell in the middle, and one more on each side
+# It shifts its four crops by these x, y (px). Divided by 4, the first layer's stride, each leaves another remainder.
 LOOK_LIST = [(-10, 5), (-5, 12), (5, -10), (12, -5)]
-LOOK_SIDE = 128  # px; side of their crops, as in training
 
 
 class KeypointNet(nn.Module):
@@ -63,7 +63,8 @@ class KeypointNet(nn.Module):
 
     def forward(self, images_4d: torch.Tensor) -> torch.Tensor:
         """What network(images_4d) does: PyTorch calls this."""
-        feature_4d = self.body(images_4d.float() / 255)  # [N, 128, 60, 10]
+        # No division by 255: the first BN divides by each channel's spread, and with it undoes any factor.
+        feature_4d = self.body(images_4d.float())  # [N, 128, 60, 10]
         return self.head(feature_4d)  # [N, 5, 60, 10]
 
 
@@ -133,34 +134,12 @@ def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0
     else:
         _, best_4d = nn.functional.max_pool2d(score_4d, kernel_size=3, stride=1, padding=1, return_indices=True)  # [N, 2, 60, 10]
     answers_4d = (best_4d == cell_2d) & (score_4d >= threshold)  # [N, 2, 60, 10]
+    place_4d = make_priors(rows, columns, output_4d.device) + output_4d[:, :2] * OFFSET_UNIT  # [N, 2, 60, 10]
     result_list = []
-    for answers_3d, score_3d, place_3d in zip(answers_4d, score_4d, vote(output_4d)):
+    for answers_3d, score_3d, place_3d in zip(answers_4d, score_4d, place_4d):
         class_index, row, column = answers_3d.nonzero(as_tuple=True)
         result_list.append((place_3d[:, row, column].T, class_index + 1, score_3d[class_index, row, column]))
     return result_list
-
-
-def vote(output_4d: torch.Tensor) -> torch.Tensor:
-    """Where each cell and its neighbours together say that the keypoint is, `[N, 2, rows, columns]`: x, y in px.
-
-    A cell's own answer is prior + offset. The keypoint's four nearest cells have learned its place, so they vote, with the
-    weights of bilinear interpolation: from 1 for a keypoint at a cell's prior down to 0 at the next prior. So nothing jumps
-    when a keypoint moves on into the next cell. A neighbour that means another place has no vote.
-    """
-    count, _, rows, columns = output_4d.shape
-    prior_3d = make_priors(rows, columns, output_4d.device)  # [2, 60, 10]
-    answer_4d = prior_3d + output_4d[:, :2] * OFFSET_UNIT  # [N, 2, 60, 10]
-
-    def with_neighbours(grid_4d):  # unfold lays the 3x3 round each cell side by side; beyond the rim is far away
-        padded_4d = nn.functional.pad(grid_4d, (1, 1, 1, 1), value=-1e6)
-        return nn.functional.unfold(padded_4d, 3).view(len(grid_4d), 2, 9, rows, columns)
-
-    near_5d, near_prior_5d = with_neighbours(answer_4d), with_neighbours(prior_3d[None])  # [N, 2, 9, 60, 10]
-    weight_4d = (1 - (answer_4d[:, :, None] - near_prior_5d).abs() / CELL).clamp(min=0).prod(dim=1)  # [N, 9, 60, 10]
-    weight_4d = weight_4d * ((near_5d - answer_4d[:, :, None]).abs().amax(dim=1) < CELL / 4)
-    total_4d = weight_4d.sum(dim=1, keepdim=True)  # [N, 1, 60, 10]
-    mean_4d = (near_5d * weight_4d[:, None]).sum(dim=2) / total_4d.clamp(min=1e-9)
-    return torch.where(total_4d > 0, mean_4d, answer_4d)  # an untrained cell may point out of its neighbourhood
 
 
 def detect(network: KeypointNet, image_3d: torch.Tensor, max_per_class: int = 1, threshold: float = 0.5):
@@ -184,25 +163,30 @@ def look_again(network: KeypointNet, image_3d: torch.Tensor, keypoint_2d: torch.
 
     image_3d: uint8 `[H, W, 3]`. What a network says of a point depends a little on how the point lies to the 4-px raster
     of the first layer and to the cells, an error that differs from position to position: the mean of several is better.
-    A look takes a crop of 4x4 cells, 3 % of the picture's work.
+    A look takes a crop of 3x3 cells, the keypoint in the middle one: 1.5 % of the picture's work.
     """
-    looks = len(LOOK_LIST)
-    size_1d = torch.tensor([min(LOOK_SIDE, image_3d.shape[1]), min(LOOK_SIDE, image_3d.shape[0])])  # [2]: x, y
-    largest_1d = torch.tensor([image_3d.shape[1], image_3d.shape[0]]) - size_1d
-    first_2d = keypoint_2d.cpu().repeat_interleave(looks, dim=0)  # [K * 4, 2]
-    corner_2d = (first_2d - size_1d // 2).round().long() + torch.tensor(LOOK_LIST).repeat(len(keypoint_2d), 1)
-    corner_2d = corner_2d.clamp(min=torch.zeros_like(largest_1d), max=largest_1d)  # [K * 4, 2]: inside of the picture
-    crop_list = [image_3d[top:top + size_1d[1], left:left + size_1d[0]] for left, top in corner_2d.tolist()]
-    output_4d = network(torch.stack(crop_list).permute(0, 3, 1, 2))  # [K * 4, 5, 4, 4]
-    column_1d, row_1d = ((first_2d - corner_2d) // CELL).long().clamp(min=torch.zeros(2).long(), max=size_1d // CELL - 1).T
-    look_1d = torch.arange(len(corner_2d))
-    place_2d = vote(output_4d).cpu()[look_1d, :, row_1d, column_1d] + corner_2d  # [K * 4, 2]
+    looks, device = len(LOOK_LIST), keypoint_2d.device
+    height, width = image_3d.shape[:2]
+    first_2d = keypoint_2d.repeat_interleave(looks, dim=0)  # [K * 4, 2]
+    corner_2d = (first_2d - LOOK_SIDE / 2).round().long() + torch.tensor(LOOK_LIST, device=device).repeat(len(keypoint_2d), 1)
+    # At the picture's rim a crop sticks out as little as its remainder allows, 0 to 3 px; there the edge pixels are repeated.
+    stride = LAYER_LIST[0][1]
+    largest_1d = torch.tensor([width, height], device=device) - LOOK_SIDE
+    corner_2d = corner_2d.maximum(-(-corner_2d % stride))
+    corner_2d = corner_2d.minimum(largest_1d + (corner_2d - largest_1d) % stride)
+    side_1d = torch.arange(LOOK_SIDE, device=device)
+    column_2d = (corner_2d[:, :1] + side_1d).clamp(0, width - 1)  # [K * 4, 96]
+    row_2d = (corner_2d[:, 1:] + side_1d).clamp(0, height - 1)
+    crops_4d = image_3d[row_2d[:, :, None], column_2d[:, None]]  # [K * 4, 96, 96, 3]
+    output_4d = network(crops_4d.permute(0, 3, 1, 2))  # [K * 4, 5, 3, 3]
+    cell_2d = ((first_2d - corner_2d) // CELL).long().clamp(0, LOOK_SIDE // CELL - 1)  # column and row that the keypoint lies in
+    output_2d = output_4d[torch.arange(len(cell_2d), device=device), :, cell_2d[:, 1], cell_2d[:, 0]]  # [K * 4, 5]
+    place_2d = corner_2d + (cell_2d + 0.5) * CELL + output_2d[:, :2] * OFFSET_UNIT
     # A look that means another place altogether (a border, another keypoint) counts as a repetition of the first.
     place_2d = torch.where(((place_2d - first_2d).abs() < CELL / 4).all(dim=1, keepdim=True), place_2d, first_2d)
-    score_4d = output_4d[:, 2:].softmax(dim=1).cpu()  # [K * 4, 3, 4, 4]
-    score_1d = score_4d[look_1d, class_id_1d.cpu().repeat_interleave(looks), row_1d, column_1d]  # [K * 4]
-    device = keypoint_2d.device
-    return place_2d.view(-1, looks, 2).mean(dim=1).to(device), score_1d.view(-1, looks).mean(dim=1).to(device)
+    score_2d = output_2d[:, 2:].softmax(dim=1).view(-1, looks, output_2d.shape[1] - 2).mean(dim=1)  # [K, 3]: of every class
+    # gather picks from each row the column that class_id_1d names.
+    return place_2d.view(-1, looks, 2).mean(dim=1), score_2d.gather(1, class_id_1d[:, None])[:, 0]
 
 
 def receptive_field(layer_list=None) -> tuple[int, int, float]:
@@ -308,7 +292,7 @@ def main() -> None:
     # from_numpy shares the array's memory; permute reorders the dimensions without moving a byte; [None] adds one.
     image_4d = torch.from_numpy(np.require(image_3d_array, requirements="W")).permute(2, 0, 1)[None]
     print(f"as a batch of one for the network:  {image_4d.dtype} {list(image_4d.shape)}\n")
-    feature_4d = image_4d.float() / 255
+    feature_4d = image_4d.float()
     with torch.no_grad():
         for layer in network.body:
             feature_4d = layer(feature_4d)

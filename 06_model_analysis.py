@@ -136,7 +136,7 @@ def predict_memory(row_list, batch: int) -> tuple[list[int], int]:
             keeps.append(current)
         keeps_list.append(keeps)
     saved_list, saved_set = [], set()
-    peak = 2 * byte_dict["picture"]  # at the very start: the batch as float32, and the same divided by 255, which is saved
+    peak = 0
     for index, (row, keeps) in enumerate(zip(row_list, keeps_list)):
         saved_list.append(sum(byte_dict[name] for name in set(keeps) - saved_set))
         saved_set |= set(keeps)
@@ -242,7 +242,7 @@ def side_with_share(map_2d_array: np.ndarray, share: float) -> int:
 def print_shapes(row_list, layer_list, image_4d) -> None:
     print("\n1. SHAPES: (length + 2 x padding - kernel) / stride + 1, rounded down. BN and ReLU change no shape.")
     print(f"   {'layer':9}{'kernel':>6}{'stride':>7}{'padding':>8}   {'height':33}{'width':31}{'numbers out':>14}{'MB':>7}")
-    feature_4d = image_4d.float() / 255
+    feature_4d = image_4d.float()
     for row, layer in zip(row_list, layer_list):
         feature_4d = layer(feature_4d)
         check(f"shape after {row['name']}", row["out_shape"], tuple(feature_4d.shape[1:]))
@@ -286,7 +286,7 @@ def print_work(row_list, network, folded, image_4d, device) -> None:
           f"{copy_rate / 1e6:,.1f} GB/s in a copy.")
     print(f"   {'layer':9}{'million multiply-adds':>21}{'MB moved':>10}{'multiply':>10}{'move':>7}{'measured':>10}   "
           f"{'BN + ReLU: MB moved':>20}{'predicted':>11}{'measured':>10}")
-    feature_4d, sum_1d_array = image_4d.float() / 255, np.zeros(2)
+    feature_4d, sum_1d_array = image_4d.float(), np.zeros(2)
     for block_row_list in split_blocks(row_list):
         text, rest_1d_array = "", np.zeros(3)
         for row in block_row_list:
@@ -370,9 +370,9 @@ def print_batch_norm(row_list, network, folded, image_4d, device) -> None:
         chain_row_list = describe(chain_list, *row_list[0]["in_shape"])
         count, saved = sum(row["parameters"] for row in chain_row_list), sum(predict_memory(chain_row_list, 1)[0])
         check(f"parameters of {order}", count, sum(p.numel() for p in chain.parameters()))
-        check(f"bytes saved by {order}", saved, sum(saved_bytes(chain, chain_list, image_4d.float() / 255)), 0.01)
+        check(f"bytes saved by {order}", saved, sum(saved_bytes(chain, chain_list, image_4d.float())), 0.01)
         with torch.no_grad():
-            milliseconds = best_ms(lambda: chain(image_4d.float() / 255), device)
+            milliseconds = best_ms(lambda: chain(image_4d.float()), device)
         left = "none" if order.startswith("conv") else "the first: no convolution stands before it"
         print(f"   {order:16}{count:11,}{saved / MB:20.2f}{milliseconds:12.1f}   {left}")
     print("   In a chain the second is the first shifted by one, but it normalises the whole picture, cuts off its darker half\n"

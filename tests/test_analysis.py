@@ -25,7 +25,7 @@ def small_layer_list():
 def wrap(layer_list):
     """A network whose forward runs the layers on the picture as float32, as KeypointNet does."""
     network = nn.Sequential(*layer_list)
-    network.forward = lambda images_4d: nn.Sequential.forward(network, images_4d.float() / 255)
+    network.forward = lambda images_4d: nn.Sequential.forward(network, images_4d.float())
     return network
 
 
@@ -66,9 +66,9 @@ def test_memory_by_hand():
     # conv 1 its input; BN its input, 4 means and 4 deviations; ReLU its output; pooling has that already, and saves an int64 for
     # each number it gives out; conv 3 its input.
     assert saved_list == [picture, wide + 32, wide, 2 * pooled, pooled]
-    # The peak: the start, with the picture as float32 and divided by 255; in backward, ReLU's turn, when the first three are
-    # still there, with the gradient that comes and the one that goes; or conv 3's.
-    assert peak == max(2 * picture, picture + 2 * wide + 32 + 2 * wide, sum(saved_list) + 4 * 2 * 5 * 8 * 4 + pooled)
+    # The peak: in backward, ReLU's turn, when the first three are still there, with the gradient that comes and the one that
+    # goes; or conv 3's.
+    assert peak == max(picture + 2 * wide + 32 + 2 * wide, sum(saved_list) + 4 * 2 * 5 * 8 * 4 + pooled)
 
 
 @pytest.mark.parametrize("inplace", [True, False])

@@ -242,13 +242,31 @@ def test_find_keypoints_takes_pictures_of_any_size_and_gives_px_of_the_picture()
 
 def test_looking_again_moves_nothing_for_a_network_that_moves_its_answer_with_the_picture():
     height, width = 8 * CELL, 5 * CELL
-    for x in (0, 1, 31, 32, 33, 47, 80, width - 33, width - 32, width - 1):
-        for y in (0, 15, 16, 63, 64, 130, height - 32, height - 1):
+    # Not a dot in the outermost row or column: crops that stick out repeat those, and then there are many dots.
+    for x in (1, 2, 31, 32, 33, 47, 80, width - 33, width - 32, width - 2):
+        for y in (1, 15, 16, 63, 64, 130, height - 32, height - 2):
             image_3d = torch.zeros(height, width, 3, dtype=torch.uint8)
             image_3d[y, x] = 255
             place_2d = torch.tensor([(x + 0.5, y + 0.5)])
             again_2d, score_1d = model.look_again(Sees(), image_3d, place_2d, torch.tensor([2]))
             assert (again_2d - place_2d).abs().max() <= 1e-3 and score_1d.shape == (1,)
+
+
+def test_looks_at_a_keypoint_in_the_corner_differ_as_much_as_elsewhere():
+    """Kept inside of the picture, its four crops would be one and the same, and their mean worth no more than one."""
+    image_3d = torch.zeros(8 * CELL, 5 * CELL, 3, dtype=torch.uint8)
+    for x, y in ((77, 101), (3, 2), (5 * CELL - 4, 8 * CELL - 2)):
+        image_3d[y, x] = 255
+        dot_place_list = []
+
+        class Watched(Sees):
+            def forward(self, images_4d):
+                dot_place_list.extend(tuple(place) for place in (images_4d[:, 0] == 255).nonzero()[:, 1:].tolist())
+                return super().forward(images_4d)
+
+        model.look_again(Watched(), image_3d, torch.tensor([(x + 0.5, y + 0.5)]), torch.tensor([1]))
+        assert len(dot_place_list) == len(set(dot_place_list)) == len(model.LOOK_LIST)  # where the dot lies in each crop
+        image_3d[y, x] = 0
 
 
 def test_looking_again_mends_what_the_place_in_the_raster_does_and_never_jumps_to_another_keypoint():
