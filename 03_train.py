@@ -51,8 +51,8 @@ HARD_NEGATIVES = 6  # background cells a crop that count in the confidence loss:
 AVERAGE_DECAY = 0.998  # of the moving average of the weights, per update: it looks back over the last 500
 LIGHT, CONTRAST, COLOUR = 0.25, 0.25, 0.08  # largest random change, as a share
 NOISE, BLUR = 8.0, 1.0  # largest random noise (grey levels of 255) and share of a 3x3 mean
-TURN, ZOOM = 10.0, 0.1  # a warped crop is turned by up to so many degrees and zoomed by up to such a share
-WARP_SHARE, WARP_PICTURES = 0.5, 50  # of the crops are warped: half, but at most 50 / pictures (of 1,000: one in 20)
+TURN, ZOOM = 20.0, 0.25  # a warped crop is turned by up to so many degrees and zoomed by up to such a share
+WARP_SHARE, WARP_PICTURES = 1.0, 100  # of the crops are warped: all, but at most 100 / pictures (of 1,000: one in ten)
 SAVE_EVERY = 500  # updates between two checkpoints and two test losses
 
 
@@ -147,7 +147,7 @@ class Loader(threading.Thread):
         angle, zoom = np.radians(rng.uniform(-TURN, TURN)), rng.uniform(1 - ZOOM, 1 + ZOOM)
         turn_2d_array = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * zoom
         middle = np.array([self.crop_width / 2, self.crop_height / 2])
-        margin = CELL
+        margin = 2 * CELL  # enough for TURN and ZOOM
         region_left, region_top = max(0, left - margin), max(0, top - margin)
         region_3d_array = self.images_4d_array[picture, region_top:top + self.crop_height + margin,
                                                region_left:left + self.crop_width + margin]
