@@ -196,12 +196,11 @@ def test_the_worked_example_is_what_match_says():
     gt_offset_4d_array, gt_class_id_3d_array = model.match(np.array([[0, 1, 100.25, 700.5]]), 1, 60, 10)
     row_list = table_rows(section("## Match and decode"))
     assert len(row_list) == np.count_nonzero(gt_class_id_3d_array) == 4
-    for cell, prior, class_id, offset, weight in row_list:
+    for cell, prior, class_id, offset in row_list:
         row, column = map(int, cell.split(", "))
         assert prior == f"({column * 32 + 16}, {row * 32 + 16})"
         dx, dy = gt_offset_4d_array[0, :, row, column]
         assert int(class_id) == gt_class_id_3d_array[0, row, column] and offset == f"{dx:g}, {dy:g}"
-        assert weight == f"{(1 - abs(dx) / 32) * (1 - abs(dy) / 32):.3f}"
 
 
 def test_the_constants_that_the_text_spells_out_are_those_of_the_scripts():
