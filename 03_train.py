@@ -7,7 +7,7 @@
 Reads   data/dataset.json and data/{train,test}_{images,labels}.npy.
 Writes  data/weights.pt (to predict with), data/checkpoint.pt (for --resume), data/results/loss.png; what an earlier run left
         of the first two is kept as data/weights.old.pt and data/checkpoint.old.pt.
-Time    about six minutes on two CPU cores, and a minute for drawing.
+Time    six to seven minutes on two CPU cores, and a minute for drawing.
 See     a loss that falls from about 4.6 to 0.1; both of its parts fall, on the test split too.
 Next    python 04_evaluate.py says how good the result is.
 
