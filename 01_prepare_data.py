@@ -56,6 +56,10 @@ def quarter(u, v):
     return np.maximum(disc(u, v), -np.minimum(u, v))
 
 
+def square(u, v):
+    return np.maximum(np.abs(u), np.abs(v)) - 17
+
+
 MARK_DICT = {
     "keyPoint_1": lambda u, v: np.minimum(ring(u, v), np.minimum(bar(u, v), bar(v, u))),
     "keyPoint_2": lambda u, v: np.minimum(ring(u, v), np.minimum(quarter(u, v), quarter(-u, -v))),
@@ -89,113 +93,95 @@ def paint(picture_3d_array, x, y, angle, scale, shape, colour, opacity=1.0) -> N
 
 # ---------------------------------------------------------------- drawing: the scene
 
-def smooth_noise(rng, rows, columns, coarse_rows, coarse_columns):
+def smooth_noise(rng, rows, columns):
     """Noise of mean 0 and spread about 1 that changes slowly: a few random numbers, scaled up."""
-    coarse = rng.normal(size=(coarse_rows, coarse_columns)).astype(np.float32)
-    return np.asarray(Image.fromarray(coarse).resize((columns, rows), Image.Resampling.BICUBIC))
+    coarse_2d_array = rng.normal(size=(rows, columns)).astype(np.float32)
+    image = Image.fromarray(coarse_2d_array).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+    return np.asarray(image)  # [1920, 320]
 
 
 def draw_scene(rng):
-    """Panel, glowing strip, rod and holder. Returns float32 `[H, W, 3]` and the holder's box (left, top, right, bottom)."""
-    x = np.arange(WIDTH, dtype=np.float32)[None, :] + 0.5
-    y = np.arange(HEIGHT, dtype=np.float32)[:, None] + 0.5
-    light = 1 + 0.12 * smooth_noise(rng, HEIGHT, WIDTH, 5, 3)
-    for columns, strength in ((160, 0.05), (60, 0.06), (20, 0.06)):  # vertical streaks: fine across, long down
-        light += strength * smooth_noise(rng, HEIGHT, WIDTH, 4, columns)
-    strip_x, strip_width = rng.uniform(20, WIDTH - 20), rng.uniform(8, 22)
-    light += rng.uniform(0.25, 0.6) * np.exp(-((x - strip_x) / strip_width) ** 2)
-    amber = np.array([rng.uniform(165, 215), rng.uniform(105, 150), rng.uniform(30, 70)], np.float32)
-    picture = light[:, :, None] * amber
+    """An amber panel with soft streaks, before it a dark rod and its holder.
 
-    rod_x, rod_half = rng.uniform(90, WIDTH - 90), rng.uniform(14, 26)
-    holder_half, holder_height = rng.uniform(50, 80), rng.uniform(150, 300)
-    holder_y = rng.uniform(150, HEIGHT - 150)
-    from_above = rng.random() < 0.5
-    dark = np.array([rng.uniform(25, 50), rng.uniform(20, 42), rng.uniform(15, 40)], np.float32)
-    shine = 1 + 0.5 * np.exp(-((x - rod_x + rod_half / 3) / 6) ** 2) + 0.08 * smooth_noise(rng, HEIGHT, WIDTH, 60, 10)
-    rod = np.maximum(np.abs(x - rod_x) - rod_half, (y - holder_y) if from_above else (holder_y - y))
-    corner = 14  # px; a rounded box is a smaller box grown by its corner's radius
-    outside_x = np.abs(x - rod_x) - holder_half + corner
-    outside_y = np.abs(y - holder_y) - holder_height / 2 + corner
-    holder = np.hypot(np.maximum(outside_x, 0), np.maximum(outside_y, 0)) - corner
-    coverage = np.clip(0.5 - np.minimum(rod, holder), 0, 1)[:, :, None]
-    picture += coverage * (shine[:, :, None] * dark - picture)
-    for side_x in (-1, 1):  # the holder's bolts and slots
-        for side_y in (-1, 1):
-            paint(picture, rod_x + side_x * (holder_half - 16), holder_y + side_y * (holder_height / 2 - 16),
-                  rng.uniform(0, 3), rng.uniform(0.4, 0.7), DISTRACTOR_DICT["screw"], dark + rng.uniform(30, 80))
-    return picture, (rod_x - holder_half, holder_y - holder_height / 2, rod_x + holder_half, holder_y + holder_height / 2)
+    Returns float32 `[1920, 320, 3]` and the holder's box (left, top, right, bottom). The streaks
+    are 16 px wide, five times as wide as a bar of a mark: none completes a mark.
+    """
+    light_2d_array = 1 + 0.12 * smooth_noise(rng, 5, 3) + 0.08 * smooth_noise(rng, 4, 20)
+    amber = rng.uniform((165, 105, 30), (215, 150, 70))
+    dark = rng.uniform((25, 20, 15), (50, 42, 40))
+    x, y = rng.uniform(90, WIDTH - 90), rng.uniform(150, HEIGHT - 150)
+    half_width, half_height = rng.uniform(50, 80), rng.uniform(75, 150)
+    holder_box = (x - half_width, y - half_height, x + half_width, y + half_height)
+    rod_box = (x - 20, 0, x + 20, y) if rng.random() < 0.5 else (x - 20, y, x + 20, HEIGHT)
+    picture_3d_array = np.empty((HEIGHT, WIDTH, 3), np.float32)
+    picture_3d_array[:] = amber
+    for left, top, right, bottom in (rod_box, holder_box):
+        picture_3d_array[int(top):int(bottom), int(left):int(right)] = dark
+    return picture_3d_array * light_2d_array[:, :, None], holder_box
 
 
 def find_place(rng, holder_box, place_list):
-    """A place for a mark, three times in five on or near the holder, that keeps its distance from all in `place_list`."""
+    """A place for a mark, three times in five on or near the holder, away from those before."""
+    left, top, right, bottom = holder_box
     while True:
         if rng.random() < 0.6:
-            left, top, right, bottom = holder_box
             x, y = rng.uniform(left - 30, right + 30), rng.uniform(top - 60, bottom + 60)
         else:
             x, y = rng.uniform(0, WIDTH), rng.uniform(0, HEIGHT)
-        inside = EDGE_MARGIN <= x <= WIDTH - EDGE_MARGIN and EDGE_MARGIN <= y <= HEIGHT - EDGE_MARGIN
-        if inside and all(math.hypot(x - other_x, y - other_y) >= MARK_DISTANCE for other_x, other_y in place_list):
+        is_inside = (EDGE_MARGIN <= x <= WIDTH - EDGE_MARGIN
+                     and EDGE_MARGIN <= y <= HEIGHT - EDGE_MARGIN)
+        if is_inside and all(math.dist((x, y), place) >= MARK_DISTANCE for place in place_list):
             place_list.append((x, y))
             return x, y
 
 
 def paint_mark(picture_3d_array, rng, x, y, shape) -> None:
-    """Paint a mark or a distractor: dark ink on bright ground, bright paint on dark, on a label where the ground is both."""
+    """Paint a mark: dark ink on bright ground, bright paint on dark, on a label on both."""
     angle, scale = rng.normal(0, math.radians(6)), rng.uniform(0.9, 1.1)
-    around = picture_3d_array[max(0, int(y) - 16):int(y) + 16, max(0, int(x) - 16):int(x) + 16].mean(axis=2)
-    if around.max() - around.min() > 70 or rng.random() < 0.1:
+    top, left = max(0, int(y) - 16), max(0, int(x) - 16)
+    ground = picture_3d_array[top:int(y) + 16, left:int(x) + 16].mean(axis=2)  # [32, 32]
+    if np.ptp(ground) > 60 or rng.random() < 0.1:
         paper = np.array([205, 190, 160]) * rng.uniform(0.7, 1.1)
-        paint(picture_3d_array, x, y, angle, scale, lambda u, v: np.maximum(np.abs(u), np.abs(v)) - 17, paper)
-        brightness = paper.mean()
+        paint(picture_3d_array, x, y, angle, scale, square, paper)
+        ground = paper
+    if ground.mean() > 85:
+        ink = np.array([45, 30, 20]) * rng.uniform(0.4, 1.2)
     else:
-        brightness = around.mean()
-    if brightness > 85:
-        colour = np.array([45, 30, 20]) * rng.uniform(0.4, 1.6)
-    else:
-        colour = np.array([215, 195, 150]) * rng.uniform(0.6, 1.1)
-    paint(picture_3d_array, x, y, angle, scale, shape, colour, rng.uniform(0.65, 1))
-    if rng.random() < 0.2:  # something lies over a part of it: a smear of up to a quarter of its area
-        smear_angle, smear_half, reach = rng.uniform(0, 2 * math.pi), rng.uniform(1.5, 3), rng.uniform(4, 14)
-        smear_x, smear_y = x + reach * math.cos(smear_angle), y + reach * math.sin(smear_angle)
-        smear_colour = picture_3d_array[int(min(max(smear_y, 0), HEIGHT - 1)), int(min(max(smear_x, 0), WIDTH - 1))].copy()
-        paint(picture_3d_array, smear_x, smear_y, smear_angle + rng.normal(0, 0.5), 1,
-              lambda u, v: np.maximum(np.abs(u) - smear_half, np.abs(v) - 20),
-              smear_colour * rng.choice([0.6, 0.75, 1.25, 1.4]), 0.9)
+        ink = np.array([215, 195, 150]) * rng.uniform(0.7, 1.1)
+    paint(picture_3d_array, x, y, angle, scale, shape, ink, rng.uniform(0.75, 1))
 
 
 def photograph(picture_3d_array, rng):
-    """Focus, light, contrast, colour and noise, as a camera on a working day gives them. Returns uint8 `[H, W, 3]`."""
-    picture = picture_3d_array * rng.uniform(0.75, 1.2) * (1 + rng.normal(0, 0.04, 3))  # light, and colour by channel
-    middle = picture.mean()
-    picture = middle + (picture - middle) * rng.uniform(0.75, 1.15)  # contrast
-    image = Image.fromarray(picture.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.4)))
-    picture = np.asarray(image, np.float32)
-    noise_4d_array = rng.integers(0, 256, (2, *picture.shape), dtype=np.uint8)  # the sum of two uniforms: quick, bell-like
-    noise = noise_4d_array.sum(axis=0, dtype=np.int16) - 255  # mean 0, spread 104.5
-    return (picture + noise * np.float32(rng.uniform(1, 7) / 104.5)).clip(0, 255).astype(np.uint8)
+    """Light, colour, contrast, focus and noise of a working day. Returns uint8 `[1920, 320, 3]`."""
+    picture_3d_array = picture_3d_array * rng.uniform(0.75, 1.2) * (1 + rng.normal(0, 0.04, 3))
+    mean = picture_3d_array.mean()
+    picture_3d_array = mean + (picture_3d_array - mean) * rng.uniform(0.75, 1.15)
+    image = Image.fromarray(picture_3d_array.clip(0, 255).astype(np.uint8))
+    picture_3d_array = np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.4))))
+    noise_3d_array = rng.standard_normal(picture_3d_array.shape, np.float32) * rng.uniform(1, 7)
+    return (picture_3d_array + noise_3d_array).clip(0, 255).astype(np.uint8)
 
 
 def draw_picture(index: int, seed: int, folder: Path) -> None:
-    """Draw picture number `index` and write folder/00042.jpg and .xml. The same index and seed give the same picture."""
+    """Draw picture number `index`, folder/00042.jpg and .xml: the same for the same seed."""
     rng = np.random.default_rng([seed, index])
-    picture, holder_box = draw_scene(rng)
+    picture_3d_array, holder_box = draw_scene(rng)
     place_list, keypoint_list = [], []
-    chance = rng.random()  # one in five pictures holds no keypoint, three in ten hold both: 1.1 a picture
-    name_list = list(rng.permutation(list(MARK_DICT)))[:0 if chance < 0.2 else 1 if chance < 0.7 else 2]
-    for name in name_list:
+    mark_count = rng.choice([0, 1, 2], p=[0.2, 0.5, 0.3])
+    for name in rng.permutation(list(MARK_DICT))[:mark_count]:
         x, y = find_place(rng, holder_box, place_list)
-        paint_mark(picture, rng, x, y, MARK_DICT[name])
+        paint_mark(picture_3d_array, rng, x, y, MARK_DICT[name])
         half = BOX_SIDE / 2
-        keypoint_list.append({"class": str(name), "box": [x - half, y - half, x + half, y + half]})
+        box = [x - half, y - half, x + half, y + half]
+        keypoint_list.append({"class": str(name), "box": box})
     for name in rng.choice(list(DISTRACTOR_DICT), size=rng.poisson(5)):
         x, y = find_place(rng, holder_box, place_list)
-        paint_mark(picture, rng, x, y, DISTRACTOR_DICT[name])
-    image = Image.fromarray(photograph(picture, rng))
+        paint_mark(picture_3d_array, rng, x, y, DISTRACTOR_DICT[name])
+    image = Image.fromarray(photograph(picture_3d_array, rng))
     with replacing(folder / f"{index:05d}.jpg") as temporary:
-        image.save(temporary, quality=int(rng.integers(60, 96)))
-    write_labelimg_xml(folder / f"{index:05d}.xml", f"{index:05d}.jpg", WIDTH, HEIGHT, keypoint_list)
+        image.save(temporary, "JPEG", quality=int(rng.integers(60, 96)))
+    xml_path = folder / f"{index:05d}.xml"
+    write_labelimg_xml(xml_path, f"{index:05d}.jpg", WIDTH, HEIGHT, keypoint_list)
 
 
 def draw_pictures(folder: Path, count: int, seed: int) -> None:
@@ -301,7 +287,8 @@ def read_source(folder: Path, seed: int) -> tuple[dict[str, list[dict]], list[st
     example_list, problem_list = read_folder(folder)
     order = np.random.default_rng(seed).permutation(len(example_list))
     train_count = min(round(TRAIN_SHARE * len(order)), len(order) - 1)  # at least one is left to test with
-    split_dict = {"train": order[:max(train_count, 0)], "test": order[max(train_count, 0):]}
+    val_count = round(train_count / 10)
+    split_dict = {"train": order[val_count:train_count], "val": order[:val_count], "test": order[max(train_count, 0):]}
     return {split: [example_list[i] for i in sorted(index)] for split, index in split_dict.items()}, problem_list
 
 
@@ -440,7 +427,7 @@ def contact_sheet(example_list, category_list, seed: int) -> Image.Image:
 def prepare(split_dict: dict[str, list[dict]], data_folder: Path, source: str, seed: int) -> None:
     """Report what was found and write the arrays, dataset.json and the contact sheet."""
     train_list, test_list = split_dict["train"], split_dict["test"]
-    both_list = train_list + test_list
+    both_list = train_list + split_dict["val"] + test_list
     if not train_list or not test_list:
         raise UserError(f"{source}: {len(train_list)} good pictures to train with and {len(test_list)} to test with; "
                         "at least one of each is needed")
@@ -494,6 +481,7 @@ def prepare(split_dict: dict[str, list[dict]], data_folder: Path, source: str, s
         contact_sheet(train_list, category_list, seed).save(temporary)
     dataset_dict = {"source": source, "category_list": category_list, "height": height, "width": width, "box_size": box_size,
                     "max_per_class": max_per_class}
+    dataset_dict["drawn"] = True
     for split, example_list in split_dict.items():
         dataset_dict[split] = {"file_list": [e["path"].name for e in example_list], "size_list": [e["size"] for e in example_list]}
     with replacing(data_folder / "dataset.json") as temporary:

@@ -1,42 +1,49 @@
 """What at least two of the six scripts need, and nothing else.
 
-It imports none of the scripts, so it can be read first or last. In the order in which it stands:
-geometry, where files live, telling the user what is wrong, device and seed, reading a picture,
-drawing keypoints, writing LabelImg's XML, and a progress bar that refreshes in place.
+It imports none of the scripts, so it can be read first or last. It holds, in this order: geometry
+and folders, telling the user what is wrong, reading the data set, device and timing, reading a
+picture, drawing keypoints and plots, writing LabelImg's XML, and a progress bar.
 """
 
 import contextlib
+import functools
 import json
 import os
+import shlex
 import shutil
+import signal
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 CELL = 32  # px; the network's stride: one cell of its grid looks after 32x32 px of the picture
 DATA_FOLDER = Path(__file__).resolve().parent / "data"  # the default of every script's --data
-Image.init()  # loads all formats now; read_image names those it wants, and Pillow would not load WEBP and TIFF for that
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; ours comes before a pixel is decoded
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # and no others: Pillow would hand PostScript over to another program
-MAX_PIXELS = 50_000_000  # a picture above this is refused: a few bytes of PNG can unpack to gigabytes
-COLOUR_LIST = ["#00e5ff", "#ff4fd8", "#a6ff00", "#ffd400", "#ff7b3a", "#8f9bff"]  # one per class, in turn
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # Pillow would hand PostScript to a program
+MAX_PIXELS = 50_000_000  # a picture above this is refused: a few bytes can unpack to gigabytes
+COLOUR_LIST = ["#00e5ff", "#ff4fd8", "#a6ff00", "#ffd400", "#ff7b3a", "#8f9bff"]  # class by class
+Image.init()  # loads every format now, since Pillow would load WEBP and TIFF too late
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; ours refuses
 
+
+# ---------------------------------------------------------------- talking with the user
 
 class UserError(Exception):
     """Something that the user can mend: one sentence with the file, the value and the fix."""
 
 
 def run_main(main) -> None:
-    """Call `main()`; what a user can get wrong ends in one sentence and exit code 1, not in a traceback."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a name shows its code instead
+    """Call `main()`. What a user can get wrong ends in one sentence and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a letter shows its code
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    # A polite kill ends the program like an error does: with its clean-up, and its children.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         main()
     except UserError as error:
@@ -44,16 +51,27 @@ def run_main(main) -> None:
     except BrokenPipeError:  # the output went into `head`, which had seen enough
         sys.stdout = None
     except OSError as error:  # no such folder, disk full, no permission
-        sys.exit(f"error: {error.strerror or error}: {error.filename or 'a file of the data folder'}")
+        where = error.filename or "a file of the data folder"
+        sys.exit(f"error: {error.strerror or error}: {where}")
     except KeyboardInterrupt:
         sys.exit("stopped by Ctrl-C")
 
 
+def command(script: str, data_folder: Path, *argument_list) -> str:
+    """The command line that a user types next.
+
+    >>> command("03_train.py", Path("my data"), "--resume")
+    "python 03_train.py --data 'my data' --resume"
+    """
+    data_list = [] if data_folder == DATA_FOLDER else ["--data", data_folder]
+    return shlex.join(["python", script, *map(str, data_list), *map(str, argument_list)])
+
+
 @contextlib.contextmanager
 def replacing(path: Path):
-    """Yield a temporary path beside `path`, moved into place at the end: a reader never meets half a file."""
+    """Yield a temporary path, moved to `path` at the end: a reader never meets half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".writing-{path.name}")  # the same name each time: what a kill left is overwritten
+    temporary = path.with_name(f".writing-{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -61,62 +79,114 @@ def replacing(path: Path):
         temporary.unlink(missing_ok=True)
 
 
+# ---------------------------------------------------------------- data set, device, time
+
 def read_data_set(folder: Path) -> tuple[dict, dict]:
-    """dataset.json as a dict, and {"train": (images, labels), "test": ...} as mapped arrays. Raises UserError."""
+    """Read what 01_prepare_data.py wrote. Raises UserError where a file is missing or damaged.
+
+    Returns dataset.json as a dict, and {"train": (images, labels), "val": ..., "test": ...}: uint8
+    `[N, H, W, 3]`, mapped, so that only what is looked at is read from the disk; float32 `[M, 4]`.
+    """
     path = folder / "dataset.json"
     if not path.is_file():
-        raise UserError(f"{path}: no such file; make it with 01_prepare_data.py")
+        fix = command("01_prepare_data.py", folder)
+        raise UserError(f"{path}: no such file; make it with {fix}, for your own pictures --source")
     try:
         dataset_dict = json.loads(path.read_text(encoding="utf-8"))
-        if missing := {"category_list", "box_size", "max_per_class", "train", "test"} - set(dataset_dict):
+        needed_set = {"category_list", "box_size", "max_per_class", "train", "val", "test"}
+        if missing := needed_set - set(dataset_dict):
             raise ValueError(f"lacks {min(missing)}")
         array_dict = {}
-        for split in ("train", "test"):
+        for split in ("train", "val", "test"):
             path = folder / f"{split}_images.npy"
             images_4d_array = np.load(path, mmap_mode="r")
             path = folder / f"{split}_labels.npy"
             label_2d_array = np.load(path)
-            picture_count = len(dataset_dict[split]["file_list"])
-            if images_4d_array.ndim != 4 or len(images_4d_array) != picture_count or label_2d_array.shape[1:] != (4,):
+            expected = len(dataset_dict[split]["file_list"])
+            if len(images_4d_array) != expected or label_2d_array.shape[1:] != (4,):
                 raise ValueError("does not fit dataset.json")
             array_dict[split] = images_4d_array, label_2d_array
     except (ValueError, EOFError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: damaged ({str(error).splitlines()[0][:80]}); make it again with 01_prepare_data.py") from None
+        reason = str(error).splitlines()[0][:80]
+        raise UserError(f"{path}: damaged ({reason}); make it again with 01_prepare_data.py") from None
     return dataset_dict, array_dict
 
 
 def pick_device() -> torch.device:
-    """The GPU where PyTorch can use one, else the processor."""
+    """The GPU where PyTorch can use one, else the processor.
+
+    To stay on the processor of a computer with a card, put CUDA_VISIBLE_DEVICES= before the
+    command; CUDA_VISIBLE_DEVICES=1 takes the second card.
+    """
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def time_calls(function, device: torch.device, runs: int) -> list[float]:
+    """Times of so many calls in ms, after three to warm up."""
+    time_list = []
+    for _ in range(3 + runs):
+        start_time = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()  # a GPU works on its own: without waiting, nothing is timed
+        time_list.append((time.perf_counter() - start_time) * 1e3)
+    return time_list[3:]
+
+
+# ---------------------------------------------------------------- reading a picture
+
+ORIENTATION_DICT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+                    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+                    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+                    8: Image.Transpose.ROTATE_90}  # EXIF tag 274: how a camera was held
 
 
 def read_image(path) -> np.ndarray:
     """Read a picture as uint8 `[height, width, 3]`, RGB. `path`: a path, or an open binary file.
 
-    Turned as its EXIF note says (LabelImg does so too); grey, palette and CMYK become RGB, what is transparent
-    becomes white, 16-bit grey is divided by 257. Raises UserError for what is no picture.
+    Turned as its EXIF orientation says (LabelImg does so too); grey, palette and CMYK become RGB,
+    what is transparent becomes white. Raises UserError, and nothing else, for what is no picture.
     """
     name = path if isinstance(path, (str, os.PathLike)) else "the picture"
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{name}: {image.width} x {image.height} px is more than {MAX_PIXELS:,} px; shrink it")
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip all above 255 to white
-                image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-            if "A" in image.getbands() or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+                size = f"{image.width} x {image.height} px"
+                raise UserError(f"{name}: {size} is more than {MAX_PIXELS:,} px; shrink it")
+            image.load()
+            orientation = image.getexif().get(274)
+            if orientation in ORIENTATION_DICT:
+                image = image.transpose(ORIENTATION_DICT[orientation])
+            return np.array(to_rgb(image, name))
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{name}: no such file") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        reason = str(error).split(" <")[0].split(" '")[0]
-        raise UserError(f"{name}: not a readable picture ({reason}); save it again as JPEG or PNG") from None
+    except Exception as error:  # damaged bytes can raise nearly anything
+        reason = f"{str(error).split(' <')[0].split(chr(10))[0][:80]}" or type(error).__name__
+        fix = "save it again as JPEG or PNG"
+        raise UserError(f"{name}: not a readable picture ({reason}); {fix}") from None
+
+
+def to_rgb(image: Image.Image, name) -> Image.Image:
+    """RGB with 8 bits a colour. What does not say how bright its numbers are is refused."""
+    if image.mode.startswith("I;16"):  # convert("RGB") would clip all above 255 to white
+        grey_2d_array = np.asarray(image).astype(np.int32)
+        if 0 < grey_2d_array.max() < 4096:
+            raise UserError(f"{name}: 16-bit grey that holds numbers up to {grey_2d_array.max()} "
+                            "only, nearly black; save it with 8 bits")
+        return Image.fromarray((grey_2d_array // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        kind = "32-bit whole numbers" if image.mode == "I" else "floating-point numbers"
+        raise UserError(f"{name}: holds {kind}, whose white is not known; save it with 8 bits")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def pad_image(image_3d_array: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Repeat the right column and the bottom row until the picture is `height` x `width`: no coordinate changes."""
+    """Repeat right column and bottom row up to `height` x `width`: no coordinate changes."""
     rows, columns = image_3d_array.shape[:2]
     if (rows, columns) == (height, width):
         return image_3d_array
@@ -124,116 +194,170 @@ def pad_image(image_3d_array: np.ndarray, height: int, width: int) -> np.ndarray
 
 
 def round_up_to_cell(length: int) -> int:
-    """The next multiple of 32, since the grid has whole cells. // rounds down; the two minus signs make it round up.
+    """The next multiple of 32, since the grid has whole cells.
 
     >>> round_up_to_cell(416), round_up_to_cell(417)
     (416, 448)
     """
-    return -(-length // CELL) * CELL
+    return (length + CELL - 1) // CELL * CELL
+
+
+# ---------------------------------------------------------------- drawing
+
+@functools.lru_cache
+def find_font(text: str):
+    """A font of this computer that has all letters of `text` (matplotlib's entry), else None."""
+    from matplotlib import font_manager, ft2font
+    entry_list = font_manager.fontManager.ttflist
+    for entry in sorted(entry_list, key=lambda entry: entry.name != "DejaVu Sans"):
+        try:
+            if {ord(letter) for letter in text} <= set(ft2font.FT2Font(entry.fname).get_charmap()):
+                return entry
+        except (OSError, RuntimeError):  # listed, but gone or damaged
+            continue
+    return None
+
+
+def names_to_draw(category_list: list[str]) -> list[str]:
+    """The names as pictures show them: a class's number where no font has the letters."""
+    if "".join(category_list).isascii() or find_font("".join(category_list)):
+        return category_list
+    print("no font of this computer has the letters of the class names: pictures show numbers, "
+          + ", ".join(f"{i} = {name}" for i, name in enumerate(category_list) if i))
+    return [category_list[0], *map(str, range(1, len(category_list)))]
 
 
 def draw_keypoints(image: Image.Image, keypoint_list: list[dict]) -> Image.Image:
-    """A copy of the picture with box, cross, name and score of each keypoint (dicts as 05_predict.py's JSON has them).
+    """A copy of the picture with box, cross and text of each keypoint (dicts as in 05's JSON).
 
-    Each line is drawn twice, dark and wide below bright and thin, so that it shows on any ground. Texts come last, each
-    above, below, right or left of its box: where the fewest other texts are.
+    "colour" and "label" (the text) may be given besides. Each line is drawn twice, dark and wide
+    below bright and thin, so that it shows on any ground.
     """
     image = image.convert("RGB")
     canvas = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=14)
     for keypoint in keypoint_list:
-        x, y, box = keypoint["x"], keypoint["y"], keypoint["box"]
-        for width, ink in ((4, "black"), (2, keypoint.get("colour", COLOUR_LIST[0]))):
-            canvas.rectangle([v - 0.5 for v in box], outline=ink, width=width)  # pixel c covers [c, c+1): centre c + 0.5
-            canvas.line([x - 5.5, y - 0.5, x + 4.5, y - 0.5], fill=ink, width=width - 1)
-            canvas.line([x - 0.5, y - 5.5, x - 0.5, y + 4.5], fill=ink, width=width - 1)
-    taken_list = []  # x, y, width of the texts so far
+        x, y = keypoint["x"] - 0.5, keypoint["y"] - 0.5  # pixel c covers [c, c + 1)
+        colour = keypoint.get("colour", COLOUR_LIST[0])
+        for width, ink in ((4, "black"), (2, colour)):
+            canvas.rectangle([v - 0.5 for v in keypoint["box"]], outline=ink, width=width)
+            canvas.line([x - 5, y, x + 5, y], fill=ink, width=width - 1)
+            canvas.line([x, y - 5, x, y + 5], fill=ink, width=width - 1)
+    taken_list = []  # of the texts so far
     for keypoint in keypoint_list:
-        xmin, ymin, xmax, ymax = keypoint["box"]
-        text = keypoint["class"] + (f" {keypoint['score']:.2f}" if "score" in keypoint else "")
-        _, _, width, height = canvas.textbbox((0, 0), text, font=font, stroke_width=2)
-        place_list = [(xmin, ymin - height - 3), (xmin, ymax + 2), (xmax + 4, ymin + 4), (xmin - width - 4, ymin + 4)]
-        place_list = [(min(max(2, x), image.width - width - 2), min(max(0, y), image.height - height)) for x, y in place_list]
-
-        def overlaps(place):
-            return sum(abs(place[1] - y) < height and place[0] < x + w and x < place[0] + width for x, y, w in taken_list)
-
-        x, y = min(place_list, key=overlaps)
-        if y < ymax and ymin < y + height and xmin - width < x < xmax:  # pushed onto its own box by the picture's edge
-            x, y = place_list[1]
-        taken_list.append((x, y, width))
-        canvas.text((x, y), text, fill=keypoint.get("colour", COLOUR_LIST[0]), font=font, stroke_width=2, stroke_fill="black")
+        text = keypoint.get("label", keypoint["class"])
+        text += f" {keypoint['score']:.2f}" if "score" in keypoint else ""
+        entry = None if text.isascii() else find_font(text)
+        font = ImageFont.truetype(entry.fname, 14) if entry else ImageFont.load_default(14)
+        _, _, *size = canvas.textbbox((0, 0), text, font=font, stroke_width=2)
+        place = place_text(keypoint["box"], size, image.size, taken_list)
+        colour = keypoint.get("colour", COLOUR_LIST[0])
+        canvas.text(place, text, colour, font, stroke_width=2, stroke_fill="black")
     return image
 
 
-def write_labelimg_xml(path: Path, image_name: str, width: int, height: int, keypoint_list: list[dict]) -> None:
-    """Write keypoints (dicts with "class" and "box") as LabelImg does; a box that sticks out is cut, `truncated` is 1.
+def place_text(box, size, image_size, taken_list: list[tuple]) -> tuple[float, float]:
+    """Above, below, right or left of the box: the first place inside that no text has taken."""
+    (xmin, ymin, xmax, ymax), (width, height) = box, size
+    place_list = [(xmin, ymin - height - 2), (xmin, ymax + 2), (xmax + 4, ymin),
+                  (xmin - width - 4, ymin)]
+    for x, y in place_list:
+        inside = 0 <= x <= image_size[0] - width and 0 <= y <= image_size[1] - height
+        if inside and not any(x < other_x + other_width and other_x < x + width
+                              and y < other_y + height and other_y < y + height
+                              for other_x, other_y, other_width in taken_list):
+            break
+    else:  # none is free: above or below the box, moved into the picture
+        y = ymin - height - 2 if ymin > height + 2 else ymax + 2
+        x = min(max(0, xmin), max(0, image_size[0] - width))
+        y = min(max(0, y), max(0, image_size[1] - height))
+    taken_list.append((x, y, width))
+    return x, y
 
-    Two decimals are kept. LabelImg opens them, but saves whole pixels, truncated: 0.5 px up and left on average.
+
+def pyplot(text: str = ""):
+    """matplotlib.pyplot, drawing into files without a screen, in a font with `text`'s letters."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+    plt.switch_backend("Agg")
+    entry = None if text.isascii() else find_font(text)
+    matplotlib.rcParams["font.family"] = entry.name if entry else "DejaVu Sans"
+    return plt
+
+
+def save_figure(figure, path: Path, dpi: int = 110) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, format="png")
+    pyplot().close(figure)
+
+
+# ---------------------------------------------------------------- LabelImg's XML
+
+XML_HEAD = """<annotation>
+\t<folder>{folder}</folder>
+\t<filename>{name}</filename>
+\t<path>{name}</path>
+\t<size><width>{width}</width><height>{height}</height><depth>3</depth></size>
+\t<segmented>0</segmented>
+"""
+XML_OBJECT = """\t<object>
+\t\t<name>{name}</name><pose>Unspecified</pose>
+\t\t<truncated>{truncated}</truncated><difficult>0</difficult>
+\t\t<bndbox>
+\t\t\t<xmin>{0:.2f}</xmin><ymin>{1:.2f}</ymin><xmax>{2:.2f}</xmax><ymax>{3:.2f}</ymax>
+\t\t</bndbox>
+\t</object>
+"""
+
+
+def write_labelimg_xml(path: Path, image_name: str, width: int, height: int,
+                       keypoint_list: list[dict]) -> None:
+    """Write keypoints (dicts with "class" and "box") as LabelImg does; a box is cut at the edge.
+
+    Two decimals are kept. LabelImg opens them, but saves whole pixels, truncated: 0.5 px up and
+    left on average.
     """
-    root = ElementTree.Element("annotation")
-    for tag, text in (("folder", path.parent.name), ("filename", image_name), ("path", image_name)):
-        ElementTree.SubElement(root, tag).text = text
-    size = ElementTree.SubElement(root, "size")
-    for tag, number in (("width", width), ("height", height), ("depth", 3)):
-        ElementTree.SubElement(size, tag).text = str(number)
-    ElementTree.SubElement(root, "segmented").text = "0"
+    text = XML_HEAD.format(folder=escape(path.parent.name), name=escape(image_name), width=width,
+                           height=height)
     for keypoint in keypoint_list:
         xmin, ymin, xmax, ymax = keypoint["box"]
         cut_box = [max(xmin, 0), max(ymin, 0), min(xmax, width), min(ymax, height)]
-        node = ElementTree.SubElement(root, "object")
-        ElementTree.SubElement(node, "name").text = keypoint["class"]
-        ElementTree.SubElement(node, "pose").text = "Unspecified"
-        ElementTree.SubElement(node, "truncated").text = str(int(cut_box != [xmin, ymin, xmax, ymax]))
-        ElementTree.SubElement(node, "difficult").text = "0"
-        bndbox = ElementTree.SubElement(node, "bndbox")
-        for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), cut_box):
-            ElementTree.SubElement(bndbox, tag).text = f"{value:.2f}"
-    ElementTree.indent(root, "\t")
+        truncated = int(cut_box != list(keypoint["box"]))
+        text += XML_OBJECT.format(*cut_box, name=escape(keypoint["class"]), truncated=truncated)
     with replacing(path) as temporary:
-        ElementTree.ElementTree(root).write(temporary, encoding="utf-8")
+        temporary.write_text(text + "</annotation>\n", encoding="utf-8", errors="xmlcharrefreplace")
 
 
-def time_calls(function, device: torch.device, runs: int) -> list[float]:
-    """Times of so many calls in ms, after three to warm up. A GPU works on its own, so it is waited for."""
-    time_list = []
-    for _ in range(3 + runs):
-        start_time = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()  # without it, only the handing over would be timed
-        time_list.append((time.perf_counter() - start_time) * 1e3)
-    return time_list[3:]
-
+# ---------------------------------------------------------------- the progress bar
 
 class Progress:
-    """A progress line that refreshes in place: `\\r` goes back to the line's start without starting a new one.
+    """A progress line that refreshes in place: `\\r` goes back to the line's start.
 
-    Into a file or a pipe, where nothing can be overwritten, it prints a plain line at each tenth of the way, and for
-    what is done within three seconds only the last one.
+    Into a file or a pipe, where nothing can be overwritten, it prints a plain line at each tenth
+    of the way; of what is done within three seconds only the last.
     """
 
     def __init__(self, total: int, what: str, first: int = 0):
         self.total, self.what = total, what
-        self.first = first  # what was done before this run (--resume) says nothing about the time left
+        self.first = first  # what was done before this run (--resume) says nothing about the rest
         self.in_place = sys.stdout.isatty()
         self.start_time = self.last_time = time.perf_counter()
         self.next_tenth = 1
 
     def show(self, done: int, text: str = "") -> None:
-        """Show that `done` of `total` are done, with `text` after it; at most five times a second."""
+        """Show that `done` of `total` are done, with `text` after it."""
         now = time.perf_counter()
-        seconds_each = (now - self.start_time) / (done - self.first)
-        seconds_left = round(seconds_each * (self.total - done))
-        left = f"{seconds_left // 60}:{seconds_left % 60:02d} left" if done < self.total else f"{now - self.start_time:.0f} s"
-        if self.in_place:
-            if now - self.last_time < 0.2 and done < self.total:
-                return
+        is_last = done == self.total
+        seconds = now - self.start_time
+        left = round(seconds / (done - self.first) * (self.total - done))
+        when = f"{seconds:.0f} s" if is_last else f"{left // 60}:{left % 60:02d} left"
+        if self.in_place and (is_last or now - self.last_time > 0.2):  # five times a second at most
             self.last_time = now
             filled = round(20 * done / self.total)
-            line = f"{self.what} [{'#' * filled}{'.' * (20 - filled)}] {done}/{self.total}  {text}  {left}"
-            columns = shutil.get_terminal_size().columns - 1  # a line that wraps could not be overwritten
-            print("\r" + line[:columns].ljust(columns), end="\n" if done == self.total else "", flush=True)
-        elif done == self.total or (done * 10 >= self.next_tenth * self.total and now - self.start_time > 3):
+            bar = "#" * filled + "." * (20 - filled)
+            columns = shutil.get_terminal_size().columns - 1  # a wrapped line can't be overwritten
+            line = f"{self.what} [{bar}] {done}/{self.total}  {text}  {when}"
+            print("\r" + line[:columns].ljust(columns), end="\n" if is_last else "", flush=True)
+        elif not self.in_place and (is_last or (done * 10 >= self.next_tenth * self.total
+                                                and seconds > 3)):
             self.next_tenth = done * 10 // self.total + 1
-            print(f"{self.what} {done}/{self.total}  {text}  {left}", flush=True)
+            print(f"{self.what} {done}/{self.total}  {text}  {when}", flush=True)
