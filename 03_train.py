@@ -1,22 +1,26 @@
-"""Lesson 3: training. A loader thread with a queue, the loss, and the loop with an update at every second step.
+"""Lesson 3: training. A loader thread with a queue, the loss, and the loop with its updates.
 
     python 03_train.py                  # on a fresh clone it draws the data set first
     python 03_train.py --data my_data   # on what 01_prepare_data.py --source ... --data my_data made
     python 03_train.py --resume         # goes on where a stopped run was
 
-Reads   data/dataset.json and data/{train,test}_{images,labels}.npy.
-Writes  data/weights.pt (to predict with), data/checkpoint.pt (for --resume), data/results/loss.png; what an earlier run left
-        of the first two is kept as data/weights.old.pt and data/checkpoint.old.pt.
-Time    six to seven minutes on two CPU cores, and a minute for drawing.
-See     a loss that falls from about 4.6 to 0.1; both of its parts fall, on the test split too.
+Reads   data/dataset.json and data/{train,val}_{images,labels}.npy.
+Writes  data/weights.pt (to predict with), data/checkpoint.pt (for --resume); what an earlier run
+        left of them is kept as data/weights.old.pt and data/checkpoint.old.pt. And
+        data/results/train_crops.png, what the network learns from, and data/results/loss.png.
+Time    four to five minutes on two CPU cores, and a minute for drawing.
+See     a loss that falls; both of its parts fall, on the validation split too.
 Next    python 04_evaluate.py says how good the result is.
 
-Words: a step is one forward and backward pass over one batch; an update changes the weights and follows every second step;
-an epoch is as many crops as the training split has pictures.
+Words: a step is one forward and backward pass over one batch; an update changes the weights and
+follows every second step; an epoch is as many crops as the training split has pictures.
 """
 
 import argparse
+import copy
+import hashlib
 import importlib
+import json
 import queue
 import shutil
 import signal
@@ -31,76 +35,82 @@ import torch
 from PIL import Image
 from torch import nn
 
-from common import CELL, DATA_FOLDER, Progress, UserError, pick_device, read_data_set, replacing, run_main
+from common import (CELL, COLOUR_LIST, DATA_FOLDER, Progress, UserError, command, pick_device,
+                    pyplot, read_data_set, replacing, run_main, save_figure)
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
 
-UPDATES = 17000  # changes of the weights; set in updates, not epochs, so that 100 pictures are learned as long as 1,000
-STEPS_PER_UPDATE = 2  # gradients of two steps add up before an update: a batch of 32 with the memory of 16
+UPDATES = 11000  # changes of the weights; not epochs: 100 pictures are learned as long as 1,000
+STEPS_PER_UPDATE = 2  # their gradients add up: a batch of 32 with the memory of 16
 BATCH = 16  # crops a step
-CROP = 128  # px; side of the squares that are cut out for training; the network is convolutional, so any size will do
-KEYPOINT_SHARE = 0.75  # of the crops lie round a keypoint; the others lie anywhere: most of a picture is background
+CROP = 128  # px; side of the squares that are cut out for training. A cell sees 142 px: here every
+#             cell sees a rim of zero padding, in a whole picture only those at its rim do
+KEYPOINT_SHARE = 0.75  # of the crops lie round a keypoint, the others anywhere
 QUEUE_SIZE = 8  # batches; enough to bridge a slow one, and few megabytes
-LEARNING_RATE = 3e-3  # at the start
+LEARNING_RATE = 3e-3  # the largest
+WARM_UP = 0  # updates in which the learning rate rises to it
 HALVINGS = 4  # of the learning rate, evenly over the run
-WEIGHT_DECAY = 1e-3  # pulls weights towards zero, a little
+HALF = 0.5  # what a halving multiplies by
 LOCATION_LOSS = "L1"  # or "MSE": |error|, or its square, which cares little once errors are small
-U = 1.0  # weight of the confidence loss against the location loss
-HARD_NEGATIVES = 6  # background cells a crop that count in the confidence loss: those with the largest loss
-AVERAGE_DECAY = 0.998  # of the moving average of the weights, per update: it looks back over the last 500
+U = 0.3  # weight of the confidence loss against the location loss
+HARD_NEGATIVES = 6  # background cells a crop that count: those with the largest loss
+AVERAGE_DECAY = 0.998  # of the moving average of the weights: it looks back over 500 updates
 LIGHT, CONTRAST, COLOUR = 0.25, 0.25, 0.08  # largest random change, as a share
-NOISE, BLUR = 8.0, 1.0  # largest random noise (grey levels of 255) and share of a 3x3 mean
-TURN, ZOOM = 20.0, 0.25  # a warped crop is turned by up to so many degrees and zoomed by up to such a share
-WARP_SHARE, WARP_PICTURES = 1.0, 100  # of the crops are warped: all, but at most 100 / pictures (of 1,000: one in ten)
-SAVE_EVERY = 500  # updates between two checkpoints and two test losses
+NOISE, BLUR = 8.0, 1.0  # largest random noise (grey levels) and share of a 3x3 mean
+TURN, ZOOM = 20.0, 0.25  # a warped crop is turned by up to so many degrees, zoomed by such a share
+WARP_PICTURES = 100  # of 100 pictures all crops are warped, of 1,000 one in ten: they differ more
+SHOW_EVERY, SAVE_EVERY = 50, 500  # updates between two progress lines, two checkpoints
 
 
 # ---------------------------------------------------------------- the loader thread
 
 class Loader(threading.Thread):
-    """Cuts crops out of the pictures in a thread of its own, and hands batches over through a bounded queue.
+    """Cuts crops out of the pictures in a thread of its own, and hands batches over in a queue.
 
-    A Python thread helps where it waits or works outside of Python: reading the memory-mapped file, copying in numpy and
-    warping in Pillow let go of the interpreter's lock, and the loop's convolutions do too. Two threads of plain Python
-    arithmetic would just take turns. `put` sleeps while the queue is full and `get` while it is empty: nobody polls.
-
-    Batch number i depends on (seed, i) alone, so a resumed run gets the batches that an uninterrupted one would have got.
-    Iterating gives (images uint8 `[N, crop, crop, 3]`, gt_offset float32 `[N, 2, 4, 4]`, gt_class_id int64 `[N, 4, 4]`).
+    A thread helps where it waits or works outside of Python: reading the mapped file, copying in
+    numpy and warping in Pillow let go of the interpreter's lock, and the loop's convolutions do
+    too. Iterating gives (images uint8 `[N, 128, 128, 3]`, gt_offset float32 `[N, 2, 4, 4]`,
+    gt_class_id int64 `[N, 4, 4]`). Batch number i depends on (seed, i) alone, so a resumed run
+    gets the batches that an uninterrupted one would have got.
     """
 
-    def __init__(self, images_4d_array, label_2d_array, first_step: int, last_step: int, seed: int, mirror: bool):
-        super().__init__(daemon=True)  # daemon: if the program ends by an error, this thread does not keep it alive
+    def __init__(self, images_4d_array, label_2d_array, first_step: int, last_step: int, seed: int,
+                 mirror: bool):
+        super().__init__(daemon=True)  # daemon: the program may end though this thread runs
         self.images_4d_array, self.label_2d_array = images_4d_array, label_2d_array
         self.first_step, self.last_step, self.seed, self.mirror = first_step, last_step, seed, mirror
-        height, width = images_4d_array.shape[1:3]
-        self.crop_height, self.crop_width = min(CROP, height), min(CROP, width)
-        # Few pictures show few poses, so more must be made up; many show them themselves, and warping costs time.
-        self.warp_share = min(WARP_SHARE, WARP_PICTURES / len(images_4d_array))
-        # Labels are sorted by picture: those of picture i are rows first_row[i] to first_row[i + 1].
-        self.first_row = np.searchsorted(label_2d_array[:, 0], np.arange(len(images_4d_array) + 1))
+        self.crop_height, self.crop_width = (min(CROP, side) for side in images_4d_array.shape[1:3])
+        self.warp_share = min(1.0, WARP_PICTURES / len(images_4d_array))
+        self.wait_seconds = 0.0  # how long the loop has waited for batches
+        # Bounded: `put` sleeps while it is full, `get` while it is empty, and memory stays flat.
         self.queue = queue.Queue(maxsize=QUEUE_SIZE)
         self.stopping = threading.Event()
 
     def run(self) -> None:
-        """What the thread does. An error travels through the queue, or the loop would wait for ever for a dead thread."""
+        """What the thread does, from start() on."""
         try:
             for step in range(self.first_step, self.last_step):
                 if self.stopping.is_set():
                     return
                 self.queue.put(self.make_batch(step))
             self.queue.put(None)  # the end
-        except BaseException as error:
+        except BaseException as error:  # travels through the queue, or the loop would wait for ever
             self.queue.put(error)
 
     def __iter__(self):
-        while (item := self.queue.get()) is not None:
+        while True:
+            start_time = time.perf_counter()
+            item = self.queue.get()
+            self.wait_seconds += time.perf_counter() - start_time
+            if item is None:
+                return
             if isinstance(item, BaseException):
                 raise item
             yield item
 
     def stop(self) -> None:
-        """End the thread. It may be sleeping in `put`: emptying the queue wakes it, and then it sees that it should stop."""
+        """End the thread. It may sleep in `put`: emptying the queue wakes it."""
         self.stopping.set()
         while self.is_alive():
             try:
@@ -109,6 +119,7 @@ class Loader(threading.Thread):
                 pass
 
     def make_batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Batch number `step`: crops, and their ground truth on the grid."""
         rng = np.random.default_rng([self.seed, step])
         crops_4d_array = np.empty((BATCH, self.crop_height, self.crop_width, 3), np.uint8)
         label_list = []
@@ -120,136 +131,210 @@ class Loader(threading.Thread):
         return crops_4d_array, *model.match(np.concatenate(label_list), BATCH, rows, columns)
 
     def make_crop(self, rng) -> tuple[np.ndarray, np.ndarray]:
-        """One crop and its labels (x, y from the crop's corner)."""
+        """A crop and its picture's labels, x and y from the crop's corner.
+
+        Labels outside of the crop stay: one just outside teaches the cells along the rim.
+        """
         height, width = self.images_4d_array.shape[1:3]
-        if len(self.label_2d_array) and rng.random() < KEYPOINT_SHARE:  # a keypoint anywhere in the crop, its border too
+        # Of 600 cells one holds a keypoint: crops from anywhere would show too few of them.
+        if len(self.label_2d_array) and rng.random() < KEYPOINT_SHARE:
             picture, _, x, y = self.label_2d_array[rng.integers(len(self.label_2d_array))]
-            picture = int(picture)
             left, top = x - rng.uniform(0, self.crop_width), y - rng.uniform(0, self.crop_height)
         else:
-            picture = int(rng.integers(len(self.images_4d_array)))
-            left, top = rng.uniform(0, width - self.crop_width + 1), rng.uniform(0, height - self.crop_height + 1)
+            picture = rng.integers(len(self.images_4d_array))
+            left, top = rng.uniform(0, width), rng.uniform(0, height)
         left = int(np.clip(left, 0, width - self.crop_width))
         top = int(np.clip(top, 0, height - self.crop_height))
-        crop_3d_array = self.images_4d_array[picture, top:top + self.crop_height, left:left + self.crop_width]
-        label_2d_array = self.label_2d_array[self.first_row[picture]:self.first_row[picture + 1]].copy()
-        label_2d_array[:, 2:] -= left, top
+        picture_3d_array = self.images_4d_array[int(picture)]  # [1920, 320, 3]; still on the disk
+        crop_3d_array = picture_3d_array[top:top + self.crop_height, left:left + self.crop_width]
+        label_2d_array = self.label_2d_array[self.label_2d_array[:, 0] == picture]  # a copy
         if rng.random() < self.warp_share:
-            crop_3d_array, label_2d_array = self.warp(rng, picture, left, top, label_2d_array)
+            crop_3d_array, label_2d_array[:, 2:] = warp(
+                rng, picture_3d_array, left, top, crop_3d_array.shape, label_2d_array[:, 2:])
+        else:
+            label_2d_array[:, 2:] -= left, top
         if self.mirror:
-            crop_3d_array, label_2d_array = mirror_and_turn(rng, crop_3d_array, label_2d_array)
-        x, y = label_2d_array[:, 2], label_2d_array[:, 3]
-        inside = (0 <= x) & (x < self.crop_width) & (0 <= y) & (y < self.crop_height)
-        return crop_3d_array, label_2d_array[inside]
-
-    def warp(self, rng, picture, left, top, label_2d_array):
-        """Turn and zoom a crop a little about its middle. Takes what it needs from around the crop, as far as there is any."""
-        angle, zoom = np.radians(rng.uniform(-TURN, TURN)), rng.uniform(1 - ZOOM, 1 + ZOOM)
-        turn_2d_array = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * zoom
-        middle = np.array([self.crop_width / 2, self.crop_height / 2])
-        margin = 2 * CELL  # enough for TURN and ZOOM
-        region_left, region_top = max(0, left - margin), max(0, top - margin)
-        region_3d_array = self.images_4d_array[picture, region_top:top + self.crop_height + margin,
-                                               region_left:left + self.crop_width + margin]
-        # Pillow asks where in the region an output pixel comes from: the inverse of where a keypoint goes.
-        inverse_2d_array = np.linalg.inv(turn_2d_array)
-        shift = middle - inverse_2d_array @ middle + (left - region_left, top - region_top)
-        image = Image.fromarray(np.ascontiguousarray(region_3d_array)).transform(
-            (self.crop_width, self.crop_height), Image.Transform.AFFINE,
-            (*inverse_2d_array[0], shift[0], *inverse_2d_array[1], shift[1]), Image.Resampling.BILINEAR)
-        label_2d_array[:, 2:] = (label_2d_array[:, 2:] - middle) @ turn_2d_array.T + middle
-        return np.asarray(image), label_2d_array
+            crop_3d_array, label_2d_array[:, 2:] = mirror_and_turn(
+                rng, crop_3d_array, label_2d_array[:, 2:])
+        return crop_3d_array, label_2d_array
 
 
-def mirror_and_turn(rng, crop_3d_array, label_2d_array):
-    """Mirror and quarter-turn a crop at random, labels too. Mirroring is x -> W - x: pixel c covers [c, c + 1)."""
+def warp(rng, picture_3d_array, left, top, crop_shape, place_2d_array):
+    """A crop of the picture, turned and zoomed a little about its middle; places `[M, 2]` as well.
+
+    Place p of the picture comes to lie at turn (p - middle) + half of the crop.
+    """
+    angle, zoom = np.radians(rng.uniform(-TURN, TURN)), rng.uniform(1 - ZOOM, 1 + ZOOM)
+    turn_2d_array = zoom * np.array([[np.cos(angle), -np.sin(angle)],
+                                     [np.sin(angle), np.cos(angle)]])
+    height, width = crop_shape[:2]
+    half = np.array([width / 2, height / 2])
+    middle = half + (left, top)
+    place_2d_array = (place_2d_array - middle) @ turn_2d_array.T + half
+    # Pillow asks the other way round, from where a pixel comes: p = inverse (q - half) + middle.
+    # It gets the crop and two cells round it: to copy the whole picture would take too long.
+    x, y = max(0, left - 2 * CELL), max(0, top - 2 * CELL)
+    around_3d_array = picture_3d_array[y:top + height + 2 * CELL, x:left + width + 2 * CELL]
+    inverse_2d_array = np.linalg.inv(turn_2d_array)
+    shift_x, shift_y = middle - (x, y) - inverse_2d_array @ half
+    image = Image.fromarray(np.ascontiguousarray(around_3d_array)).transform(
+        (width, height), Image.Transform.AFFINE,
+        (*inverse_2d_array[0], shift_x, *inverse_2d_array[1], shift_y), Image.Resampling.BILINEAR)
+    return np.asarray(image), place_2d_array
+
+
+def mirror_and_turn(rng, crop_3d_array, place_2d_array):
+    """Mirror and quarter-turn a crop at random, places `[M, 2]` too. Mirroring is x -> W - x."""
     height, width = crop_3d_array.shape[:2]
-    x, y = label_2d_array[:, 2].copy(), label_2d_array[:, 3].copy()
+    x, y = place_2d_array.T
     if rng.random() < 0.5:
         crop_3d_array, x = crop_3d_array[:, ::-1], width - x
     if rng.random() < 0.5:
         crop_3d_array, y = crop_3d_array[::-1], height - y
-    if height == width and rng.random() < 0.5:  # with the two mirrors before, swapping x and y gives all eight positions
+    if height == width and rng.random() < 0.5:  # swapping x and y gives all eight positions
         crop_3d_array, x, y = crop_3d_array.transpose(1, 0, 2), y, x
-    label_2d_array[:, 2], label_2d_array[:, 3] = x, y
-    return crop_3d_array, label_2d_array
+    return crop_3d_array, np.stack((x, y), axis=1)
 
 
-# ---------------------------------------------------------------- changes of light, on the device, a whole batch at once
+# ---------------------------------------------------------------- on the device: images and loss
 
-def augment(images_4d: torch.Tensor, generator: torch.Generator, noise_1d: torch.Tensor) -> torch.Tensor:
-    """Random light, contrast, colour, focus and noise, in place, for float images `[N, 3, H, W]`, 0 to 255.
+def to_device(batch, device):
+    """A batch as tensors on the device. Pictures travel as uint8, a quarter of float32's bytes."""
+    images_4d, gt_offset_4d, gt_class_id_3d = (torch.from_numpy(a).to(device) for a in batch)
+    images_4d = images_4d.permute(0, 3, 1, 2).float()  # [16, 3, 128, 128]
+    return images_4d, gt_offset_4d, gt_class_id_3d
 
-    noise_1d: a long strip of normal random numbers, of which each batch takes another stretch: to draw fresh ones for
-    every pixel takes longer than the network does.
+
+def augment(images_4d: torch.Tensor, noise_1d: torch.Tensor, generator) -> torch.Tensor:
+    """Random colour, light, contrast, focus and noise for `[N, 3, H, W]`, float, 0 to 255.
+
+    noise_1d: a long strip of normal random numbers, of which each batch takes another stretch:
+    to draw fresh ones for every pixel takes a tenth of the step.
     """
     count, _, height, width = images_4d.shape
 
     def uniform(low, high, channels=1):
-        number_4d = torch.rand(count, channels, 1, 1, generator=generator, device=images_4d.device)
-        return number_4d * (high - low) + low  # [N, 1, 1, 1]
+        shape = count, channels, 1, 1
+        return low + (high - low) * torch.rand(shape, generator=generator, device=images_4d.device)
 
-    # mul_ and its like work in place: no new 3 MB for every line, whose memory would cost more than the arithmetic.
-    # A factor a colour, written out along a row: multiplying three numbers at a time is slow on a CPU, a row is quick.
-    colour_4d = uniform(1 - COLOUR, 1 + COLOUR, channels=3).expand(-1, -1, -1, width)  # [N, 3, 1, 128]
-    images_4d.mul_(colour_4d.contiguous(memory_format=torch.channels_last))
-    # new = mean * light + (old - mean) * contrast
+    images_4d = images_4d * uniform(1 - COLOUR, 1 + COLOUR, channels=3)
     mean_4d = images_4d.mean(dim=(1, 2, 3), keepdim=True)  # [N, 1, 1, 1]
-    contrast_4d = uniform(1 - CONTRAST, 1 + CONTRAST)
-    images_4d.mul_(contrast_4d).add_(mean_4d * (uniform(1 - LIGHT, 1 + LIGHT) - contrast_4d))
-    # Focus: mixed with its own 3x3 mean. groups=3: each colour is averaged by itself.
-    mean_kernel_4d = torch.full((3, 1, 3, 3), 1 / 9, device=images_4d.device)
-    blurred_4d = nn.functional.conv2d(images_4d, mean_kernel_4d, groups=3)  # [N, 3, 126, 126]: the border stays sharp
+    images_4d = (images_4d - mean_4d) * uniform(1 - CONTRAST, 1 + CONTRAST)
+    images_4d += mean_4d * uniform(1 - LIGHT, 1 + LIGHT)
+    kernel_4d = torch.full((3, 1, 3, 3), 1 / 9, device=images_4d.device)  # groups: each colour alone
+    blurred_4d = nn.functional.conv2d(images_4d, kernel_4d, groups=3)  # [N, 3, H - 2, W - 2]
     images_4d[:, :, 1:-1, 1:-1].lerp_(blurred_4d, uniform(0, BLUR))
-    first = int(torch.randint(len(noise_1d) - images_4d.numel(), (1,), generator=generator, device=images_4d.device))
-    noise_4d = noise_1d[first:first + images_4d.numel()].view(count, height, width, 3).permute(0, 3, 1, 2)
-    return images_4d.addcmul_(noise_4d, uniform(0, NOISE)).clamp_(0, 255)
+    first = torch.randint(len(noise_1d) - images_4d.numel(), (1,), generator=generator,
+                          device=images_4d.device).item()
+    noise_4d = noise_1d[first:first + images_4d.numel()].view(count, height, width, 3)
+    images_4d += noise_4d.permute(0, 3, 1, 2) * uniform(0, NOISE)
+    return images_4d.clamp(0, 255)
 
-
-# ---------------------------------------------------------------- the loss
 
 def detection_loss(output_4d, gt_offset_4d, gt_class_id_3d):
-    """Location and confidence loss, each a mean over pictures: summed over a picture's own cells, divided by N.
+    """Location and confidence loss, each summed over a picture's cells, then the mean of pictures.
 
-    output_4d `[N, 5, 4, 4]`, offsets in half cells; gt_offset_4d `[N, 2, 4, 4]` in px; gt_class_id_3d `[N, 4, 4]`.
-    As a mean over pictures, the mean of two half batches' losses is the loss of the whole batch: divided by STEPS_PER_UPDATE,
-    accumulated gradients are those of the whole (but BN has seen two halves).
+    output_4d `[N, 5, 4, 4]`, offsets in half cells; gt_offset_4d `[N, 2, 4, 4]` in px;
+    gt_class_id_3d `[N, 4, 4]`. Because it is a mean over pictures, the mean of two half batches'
+    losses is the loss of the whole batch, and accumulated gradients are those of the whole.
     """
-    count = len(output_4d)
-    # Location: the cells that hold a keypoint (class id above 0) or lie beside one (below 0), picked by a boolean mask.
-    has_offset_3d = gt_class_id_3d != 0  # [N, 4, 4]
+    is_positive_3d = gt_class_id_3d > 0  # [N, 4, 4], bool
     error_4d = output_4d[:, :2] - gt_offset_4d / model.OFFSET_UNIT  # [N, 2, 4, 4]
     error_4d = error_4d.abs() if LOCATION_LOSS == "L1" else error_4d.square()
-    location = (error_4d * has_offset_3d[:, None]).sum() / count
-    # Confidence: cross_entropy takes scores [N, C, ...] before softmax and the target's class ids [N, ...].
-    score_4d = output_4d[:, 2:]  # [N, 3, 4, 4]
-    cell_loss_3d = nn.functional.cross_entropy(score_4d, gt_class_id_3d.abs(), reduction="none")  # [N, 4, 4]
-    # Beside a keypoint background and its class are both right, so their shares are added; only another class is wrong.
-    background_loss_3d = nn.functional.cross_entropy(score_4d, torch.zeros_like(gt_class_id_3d), reduction="none")
-    beside_loss_3d = -torch.logaddexp(-cell_loss_3d, -background_loss_3d)  # [N, 4, 4]; log(a + b) from log a and log b
-    positive = (cell_loss_3d * (gt_class_id_3d > 0)).sum() + (beside_loss_3d * (gt_class_id_3d < 0)).sum()
-    # Nearly all cells are background and soon easy. Only the hardest count, or they would drown the few keypoints.
-    negative_2d = (cell_loss_3d * (gt_class_id_3d == 0)).flatten(start_dim=1)  # [N, 16]
-    negative = negative_2d.topk(min(HARD_NEGATIVES, negative_2d.shape[1]), dim=1).values.sum()
-    confidence = (positive + negative) / count
+    location = (error_4d * is_positive_3d[:, None]).sum() / len(output_4d)
+    # cross_entropy takes scores [N, C, ...] before softmax and class ids [N, ...]. An untrained
+    # network, for which all classes are alike, pays log(3) = 1.1 a cell.
+    cell_loss_3d = nn.functional.cross_entropy(output_4d[:, 2:], gt_class_id_3d, reduction="none")
+    positive = (cell_loss_3d * is_positive_3d).sum()
+    # Nearly all cells are background and soon easy. Only the hardest of each picture count, or
+    # they would drown the few keypoints.
+    negative_2d = (cell_loss_3d * ~is_positive_3d).flatten(start_dim=1)  # [N, 16]
+    hardest_2d, _ = negative_2d.topk(min(HARD_NEGATIVES, negative_2d.shape[1]), dim=1)  # [N, 6]
+    confidence = (positive + hardest_2d.sum()) / len(output_4d)
     return location, confidence
 
 
 # ---------------------------------------------------------------- the training loop
 
-def to_device(batch, device):
-    """A loader's batch as tensors. Pictures travel as uint8, a quarter of float32's bytes, and become float there."""
-    crops_4d_array, gt_offset_4d_array, gt_class_id_3d_array = batch
-    images_4d = torch.from_numpy(crops_4d_array).to(device).permute(0, 3, 1, 2).float()  # [N, 3, 128, 128]
-    return images_4d, torch.from_numpy(gt_offset_4d_array).to(device), torch.from_numpy(gt_class_id_3d_array).to(device)
+def train(options, device: torch.device) -> None:
+    dataset_dict, array_dict = read_data_set(options.data)
+    torch.manual_seed(options.seed)
+    network = model.KeypointNet(len(dataset_dict["category_list"])).to(device)
+    average = copy.deepcopy(network).eval()  # what is saved for use: the mean of many updates
+    optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, fused=True)
+    part_dict = {"network": network, "average": average, "optimizer": optimizer}
+    run_dict = describe_run(options, dataset_dict, array_dict["train"][1])
+    curve_dict, first_update = {"train": [], "val": []}, 0
+    if options.resume:
+        first_update, curve_dict = load_checkpoint(options.data, part_dict, run_dict)
+        if first_update == options.updates:
+            print(f"the run of {first_update} updates is finished; nothing was changed")
+            return
+    else:
+        keep_old(options.data)
+
+    val_batch_list = make_val_batches(array_dict["val"], device)
+    loader = Loader(*array_dict["train"], first_update * STEPS_PER_UPDATE,
+                    options.updates * STEPS_PER_UPDATE, options.seed, options.mirror)
+    noise_1d, generator = make_noise(options.seed, device)
+    draw_crops(options.data, loader, noise_1d, generator, device, dataset_dict["category_list"])
+    print_plan(options, loader, network, device)
+    loader.start()
+    batches = iter(loader)
+    stop_list = catch_stops()  # Ctrl-C puts its number here; the loop ends after the update
+    progress = Progress(options.updates, "training", first_update)
+    loss_list = []
+    network.train()
+    try:
+        for update in range(first_update, options.updates):
+            optimizer.param_groups[0]["lr"] = learning_rate(update, options.updates)
+            optimizer.zero_grad()  # forget the gradients of the last update: backward adds to them
+            for step in range(STEPS_PER_UPDATE):
+                images_4d, gt_offset_4d, gt_class_id_3d = to_device(next(batches), device)
+                generator.manual_seed(1_000_003 * options.seed + update * STEPS_PER_UPDATE + step)
+                images_4d = augment(images_4d, noise_1d, generator)  # [16, 3, 128, 128]
+                output_4d = network(images_4d)  # [16, 5, 4, 4]
+                location, confidence = detection_loss(output_4d, gt_offset_4d, gt_class_id_3d)
+                # Divided by the number of steps: the sum of the gradients is then their mean.
+                ((location + U * confidence) / STEPS_PER_UPDATE).backward()
+                loss_list.append(torch.stack((location, confidence)).detach())
+            optimizer.step()  # the update
+            update_average(average, network, update)
+
+            done = update + 1
+            is_last = done == options.updates or bool(stop_list)
+            if done % SHOW_EVERY == 0 or is_last:
+                curve_dict["train"].append([done, *mean_loss(loss_list, done)])
+                show_progress(progress, done, curve_dict["train"][-1], optimizer, loader)
+                loss_list = []
+            if done % SAVE_EVERY == 0 or is_last:
+                curve_dict["val"].append([done, *val_loss(average, val_batch_list, done)])
+                save_run(options.data, part_dict, dataset_dict, run_dict, done, curve_dict)
+            if stop_list:
+                print(f"\nstopped after update {done}; all is saved: go on with --resume")
+                sys.exit(128 + stop_list[0])
+    finally:
+        loader.stop()
+    print_result(progress, loader, len(dataset_dict["category_list"]), curve_dict)
+    draw_curves(options.data / "results" / "loss.png", curve_dict)
+
+
+def learning_rate(update: int, updates: int) -> float:
+    """It rises during the warm-up, then is halved again and again, evenly over the run.
+
+    >>> [learning_rate(update, 1000) / LEARNING_RATE for update in (200, 399, 400, 999)]
+    [0.5, 0.5, 0.25, 0.0625]
+    """
+    rise = min(1.0, (update + 1) / WARM_UP) if WARM_UP else 1.0
+    return LEARNING_RATE * rise * HALF ** (update * (HALVINGS + 1) // updates)
 
 
 @torch.no_grad()  # nothing is kept for a backward pass
 def update_average(average, network, update: int) -> None:
-    """Move the averaged network a little towards the one in training: weights jitter, and their mean is better than any.
+    """Move the averaged network a little towards the one in training: weights jitter, means don't.
 
-    BN's running mean and variance are averaged too, since they must fit the averaged weights. At first the average looks
-    back less far, or it would remember the random weights of the start.
+    BN's running mean and variance are averaged, too, since they must fit the averaged weights. At
+    first the average looks back less far, or it would remember the random weights of the start.
     """
     decay = min(AVERAGE_DECAY, (update + 1) / (update + 10))
     for mean, now in zip(average.state_dict().values(), network.state_dict().values()):
@@ -259,197 +344,218 @@ def update_average(average, network, update: int) -> None:
             mean.copy_(now)  # BN's counter of batches
 
 
+def mean_loss(loss_list, done: int) -> list[float]:
+    """Mean location and confidence loss; a loss that is no number ends the run."""
+    # .tolist() fetches from the device, which makes a GPU wait: so not at every step.
+    location, confidence = torch.stack(loss_list).mean(dim=0).tolist()
+    if not np.isfinite(location + confidence):
+        raise UserError(f"the loss is {location + confidence} at update {done}; the weights saved "
+                        "before are untouched; look at the labels in results/contact_sheet.png, "
+                        "or lower LEARNING_RATE in 03_train.py")
+    return [location, confidence]
+
+
+def make_val_batches(arrays, device) -> list:
+    """Eight batches of fixed crops of the validation split, neither warped nor augmented."""
+    loader = Loader(*arrays, 0, 0, seed=12345, mirror=False)  # never started
+    loader.warp_share = 0.0
+    return [to_device(loader.make_batch(step), device) for step in range(8)]
+
+
 @torch.no_grad()
-def loss_on_test_crops(network, batch_list) -> list[float]:
-    """Mean location and confidence loss of the averaged network over fixed crops of the test split."""
-    loss_list = [torch.stack(detection_loss(network(images_4d), gt_offset_4d, gt_class_id_3d))
-                 for images_4d, gt_offset_4d, gt_class_id_3d in batch_list]
-    return torch.stack(loss_list).mean(dim=0).tolist()
+def val_loss(average, val_batch_list, done: int) -> list[float]:
+    loss_list = [torch.stack(detection_loss(average(images_4d), gt_offset_4d, gt_class_id_3d))
+                 for images_4d, gt_offset_4d, gt_class_id_3d in val_batch_list]
+    return mean_loss(loss_list, done)
 
 
-def save(path: Path, content: dict) -> None:
-    """Save tensors and plain values. A stop in the middle leaves the old file as it was."""
-    try:
-        with replacing(path) as temporary:
-            torch.save(content, temporary)
-    except (OSError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
-        raise UserError(f"{path}: could not be written ({str(error).splitlines()[0][:80]}); "
-                        "make room on the disk, then go on with --resume") from None
-
-
-def draw_curves(path: Path, train_list, test_list) -> None:
-    import matplotlib
-    matplotlib.use("Agg")  # draws into files; needs no screen
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for column, (name, colour) in enumerate((("location", "tab:blue"), ("confidence", "tab:orange")), start=1):
-        for curve_list, split, style in ((train_list, "train", "-"), (test_list, "test", "o:")):
-            curve_2d_array = np.array(curve_list).reshape(-1, 3)
-            axes.plot(curve_2d_array[:, 0], curve_2d_array[:, column], style, color=colour, markersize=3,
-                      alpha=0.6 if split == "train" else 1, label=f"{name}, {split}")
-    axes.set(xlabel="update", ylabel="loss a crop", yscale="log", title="training loss, and test loss of the averaged weights")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120)
-    plt.close(figure)
-
-
-def train(data_folder: Path, updates: int, seed: int, mirror: bool, resume: bool, device: torch.device) -> None:
-    dataset_dict, array_dict = read_data_set(data_folder)
-    category_list = dataset_dict["category_list"]
-    train_images_4d_array = array_dict["train"][0]
-    torch.manual_seed(seed)
-    network = model.KeypointNet(len(category_list)).to(device)
-    average = model.KeypointNet(len(category_list)).to(device).eval()
-    average.load_state_dict(network.state_dict())
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    first_update, train_curve, test_curve = 0, [], []
-    run_dict = {"updates": updates, "seed": seed, "mirror": mirror, "categories": category_list,
-                "layers": [list(layer) for layer in model.LAYER_LIST],
-                "data set": f"{dataset_dict['source']}, {len(train_images_4d_array)} pictures, {len(array_dict['train'][1])} labels",
-                "settings": [STEPS_PER_UPDATE, BATCH, CROP, KEYPOINT_SHARE, LEARNING_RATE, HALVINGS, WEIGHT_DECAY, LOCATION_LOSS, U, HARD_NEGATIVES,
-                             AVERAGE_DECAY, LIGHT, CONTRAST, COLOUR, NOISE, BLUR, TURN, ZOOM, WARP_SHARE, WARP_PICTURES]}
-    checkpoint_path = data_folder / "checkpoint.pt"
-    if resume:
-        saved_dict = load_checkpoint(checkpoint_path, run_dict)
-        try:
-            network.load_state_dict(saved_dict["network"])
-            average.load_state_dict(saved_dict["average"])
-            optimizer.load_state_dict(saved_dict["optimizer"])
-        except Exception as error:  # damaged bytes can raise nearly anything
-            raise UserError(f"{checkpoint_path}: damaged ({type(error).__name__}); train without --resume") from None
-        first_update, train_curve, test_curve = saved_dict["update"], saved_dict["train_curve"], saved_dict["test_curve"]
-        print(f"going on after update {first_update} of {updates}")
-
-    test_loader = Loader(*array_dict["test"], 0, 0, seed=12345, mirror=False)  # never started: its make_batch is all we need
-    test_loader.warp_share = 0.0
-    test_batch_list = [to_device(test_loader.make_batch(step), device) for step in range(8)]
-    steps = updates * STEPS_PER_UPDATE
-    print(f"{len(train_images_4d_array)} pictures, {len(category_list) - 1} classes, {updates} updates of {STEPS_PER_UPDATE} x {BATCH} "
-          f"crops = {steps * BATCH / len(train_images_4d_array):.0f} epochs, on {device}, "
-          f"{sum(p.numel() for p in network.parameters()):,} parameters")
-
-    def save_all(update: int) -> None:
-        if not resume and not test_curve[1:]:  # the first save of a new run: what an earlier one has learned is kept
-            for path in (data_folder / "weights.pt", checkpoint_path):
-                if path.is_file():
-                    with replacing(path.with_suffix(".old.pt")) as temporary:
-                        shutil.copyfile(path, temporary)
-        save(data_folder / "weights.pt", {
-            "network": average.state_dict(), "category_list": category_list, "box_size": dataset_dict["box_size"],
-            "max_per_class": dataset_dict["max_per_class"]})
-        save(checkpoint_path, {
-            "network": network.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
-            "update": update, "train_curve": train_curve, "test_curve": test_curve, "run": run_dict})
-
-    # Ctrl-C and a polite kill set a flag; the loop looks at it after each update, saves, and ends.
-    stop_signal_list = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda signal_number, frame: stop_signal_list.append(signal_number))
-
+def make_noise(seed: int, device):
+    """A strip of random numbers for `augment`, and the generator that it draws its choices from."""
     generator = torch.Generator(device).manual_seed(seed)
     noise_1d = torch.randn(2 * BATCH * CROP * CROP * 3, generator=generator, device=device)
-    loader = Loader(*array_dict["train"], first_update * STEPS_PER_UPDATE, steps, seed, mirror)
-    loader.start()
-    batches = iter(loader)
-    progress = Progress(updates, "training", first_update)
-    loss_sum = torch.zeros(2, device=device)  # stays on the device: fetching it at every step would make a GPU wait
-    wait_seconds, mark_time, mark_update = 0.0, time.perf_counter(), first_update
-    network.train()
-    try:
-        for update in range(first_update, updates):
-            for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * 0.5 ** (update * (HALVINGS + 1) // updates)
-            optimizer.zero_grad()  # forget the gradients of the last update; backward adds to what it finds
-            for step in range(update * STEPS_PER_UPDATE, (update + 1) * STEPS_PER_UPDATE):
-                start_time = time.perf_counter()
-                batch = next(batches)
-                wait_seconds += time.perf_counter() - start_time
-                images_4d, gt_offset_4d, gt_class_id_3d = to_device(batch, device)
-                generator.manual_seed(seed * 1_000_003 + step)  # like the loader: the step alone decides
-                output_4d = network(augment(images_4d, generator, noise_1d))  # [16, 5, 4, 4]
-                location, confidence = detection_loss(output_4d, gt_offset_4d, gt_class_id_3d)
-                # Divided by the number of steps, so that the accumulated gradient is the mean, not the sum.
-                ((location + U * confidence) / STEPS_PER_UPDATE).backward()
-                loss_sum += torch.stack((location.detach(), confidence.detach()))
-            optimizer.step()
-            update_average(average, network, update)
-
-            done = update + 1
-            if done % 50 == 0 or done == updates or stop_signal_list:
-                step_count = (done - mark_update) * STEPS_PER_UPDATE
-                location_mean, confidence_mean = (loss_sum / step_count).tolist()
-                loss_mean = location_mean + U * confidence_mean
-                if not np.isfinite(loss_mean):
-                    raise UserError(f"the loss is {loss_mean} at update {done}; the weights saved before are untouched; "
-                                    "look at the labels in results/contact_sheet.png, or lower LEARNING_RATE in 03_train.py")
-                train_curve.append([done, location_mean, confidence_mean])
-                milliseconds = (time.perf_counter() - mark_time) / step_count * 1e3
-                progress.show(done, f"epoch {done * STEPS_PER_UPDATE * BATCH / len(train_images_4d_array):5.1f}  "
-                                    f"loss {loss_mean:6.4f} = {location_mean:6.4f} + {U:g} x {confidence_mean:6.4f}  "
-                                    f"lr {optimizer.param_groups[0]['lr']:.1e}  "
-                                    f"{milliseconds:4.1f} ms a step, {wait_seconds / step_count * 1e3:.1f} waiting")
-                loss_sum.zero_()
-                wait_seconds, mark_time, mark_update = 0.0, time.perf_counter(), done
-            if done % SAVE_EVERY == 0 or done == updates or stop_signal_list:
-                test_curve.append([done, *loss_on_test_crops(average, test_batch_list)])
-                if not np.isfinite(test_curve[-1]).all():
-                    raise UserError(f"the test loss is nan at update {done}; the weights saved before are untouched; "
-                                    "lower LEARNING_RATE in 03_train.py")
-                save_all(done)
-            if stop_signal_list:
-                print(f"\nstopped after update {done}; weights and checkpoint are saved: go on with --resume")
-                sys.exit(128 + stop_signal_list[0])
-    finally:
-        loader.stop()
-    seconds = time.perf_counter() - progress.start_time
-    crops = (updates - first_update) * STEPS_PER_UPDATE * BATCH
-    work = 3 * model.multiply_adds(loader.crop_height, loader.crop_width, len(category_list)) * crops
-    print(f"{crops} crops in {seconds:.0f} s: {work / seconds / 1e9:.0f} billion multiply-adds a second")
-    draw_curves(data_folder / "results" / "loss.png", train_curve, test_curve)
-    print(f"test loss {test_curve[-1][1] + U * test_curve[-1][2]:.4f} = {test_curve[-1][1]:.4f} + {U:g} x {test_curve[-1][2]:.4f}; "
-          f"wrote {data_folder / 'weights.pt'} and {data_folder / 'results' / 'loss.png'}")
+    return noise_1d, generator
 
 
-def load_checkpoint(path: Path, run_dict: dict) -> dict:
-    """Load what --resume needs; refuses a checkpoint of another run."""
+# ---------------------------------------------------------------- round the loop: stop and go on
+
+def catch_stops() -> list[int]:
+    """Ctrl-C and a polite kill put their number into the list that is returned."""
+    stop_list = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda signal_number, frame: stop_list.append(signal_number))
+    return stop_list
+
+
+def describe_run(options, dataset_dict, label_2d_array) -> dict:
+    """All that makes a run this run: --resume goes on only where all of it is the same."""
+    file_text = json.dumps(dataset_dict["train"]["file_list"])
+    data_hash = hashlib.sha256(file_text.encode() + label_2d_array.tobytes()).hexdigest()
+    run_dict = {"--updates": options.updates, "--seed": options.seed, "--mirror": options.mirror,
+                "data (file names and labels)": data_hash[:16],
+                "categories": dataset_dict["category_list"]}
+    for module in (model, sys.modules[__name__]):  # the settings: all names in capitals
+        run_dict |= {name: value for name, value in vars(module).items()
+                     if name.isupper() and isinstance(value, (int, float, str, list))}
+    return run_dict
+
+
+def keep_old(data_folder: Path) -> None:
+    """Copies of what an earlier run has learned: a new run overwrites it."""
+    for path in (data_folder / "weights.pt", data_folder / "checkpoint.pt"):
+        if path.is_file():
+            with replacing(path.with_suffix(".old.pt")) as temporary:
+                shutil.copyfile(path, temporary)
+
+
+def save_run(data_folder: Path, part_dict, dataset_dict, run_dict, update: int, curve_dict) -> None:
+    """Write weights.pt, to predict with, and checkpoint.pt, to go on from."""
+    about_dict = {key: dataset_dict[key] for key in ("category_list", "box_size", "max_per_class")}
+    weights_dict = {"network": part_dict["average"].state_dict(), **about_dict}
+    state_dict = {name: part.state_dict() for name, part in part_dict.items()}
+    checkpoint_dict = {**state_dict, "update": update, "curves": curve_dict, "run": run_dict}
+    for name, content in (("weights.pt", weights_dict), ("checkpoint.pt", checkpoint_dict)):
+        path = data_folder / name
+        try:
+            with replacing(path) as temporary:
+                torch.save(content, temporary)
+        except (OSError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
+            reason = str(error).splitlines()[0][:80]
+            raise UserError(f"{path}: could not be written ({reason}); make room on the disk, then "
+                            "go on with --resume") from None
+
+
+def load_checkpoint(data_folder: Path, part_dict, run_dict) -> tuple[int, dict]:
+    """Put the checkpoint into network, average and optimizer. Returns updates done, and curves."""
+    path = data_folder / "checkpoint.pt"
     if not path.is_file():
-        raise UserError(f"{path}: no such file, so there is nothing to resume; train without --resume")
+        raise UserError(f"{path}: no such file, so there is nothing to resume; train without "
+                        "--resume")
     try:
-        saved_dict = torch.load(path, weights_only=True)
-        for key in ("network", "average", "optimizer", "update", "train_curve", "test_curve"):
-            saved_dict[key]  # a KeyError here, rather than later
+        # map_location: what a GPU has saved can go on where there is none.
+        saved_dict = torch.load(path, map_location="cpu", weights_only=True)
         saved_run_dict = dict(saved_dict["run"])
-    except Exception as error:
-        raise UserError(f"{path}: not a checkpoint ({type(error).__name__}); train without --resume") from None
-    for key, value in run_dict.items():
-        if saved_run_dict.get(key) != value:
-            raise UserError(f"{path}: was made with {key} = {saved_run_dict.get(key)}, this run has {value}; "
-                            "give the same options, or train without --resume")
-    return saved_dict
+        for name, value in run_dict.items():
+            if saved_run_dict.get(name) != value:
+                raise UserError(f"{path}: was made with {name} = {saved_run_dict.get(name)}, this "
+                                f"run has {value}; make them equal, or train without --resume")
+        for name, part in part_dict.items():
+            part.load_state_dict(saved_dict[name])
+        return saved_dict["update"], saved_dict["curves"]
+    except UserError:
+        raise
+    except Exception as error:  # damaged bytes can raise nearly anything
+        raise UserError(f"{path}: not a checkpoint of this network ({type(error).__name__}); train "
+                        "without --resume") from None
+
+
+# ---------------------------------------------------------------- what the user sees
+
+def print_plan(options, loader, network, device) -> None:
+    pictures = len(loader.images_4d_array)
+    crops = options.updates * STEPS_PER_UPDATE * BATCH
+    pixels = crops * loader.crop_height * loader.crop_width
+    passes = pixels / (pictures * np.prod(loader.images_4d_array.shape[1:3]))
+    print(f"{pictures} pictures; {options.updates} updates of {STEPS_PER_UPDATE} x {BATCH} crops = "
+          f"{crops / pictures:.0f} epochs, {passes:.1f} passes over the pixels; on {device}; "
+          f"{sum(p.numel() for p in network.parameters()):,} parameters")
+
+
+def show_progress(progress, done: int, row, optimizer, loader) -> None:
+    _, location, confidence = row
+    steps = (done - progress.first) * STEPS_PER_UPDATE  # of this run
+    step_ms = (time.perf_counter() - progress.start_time) / steps * 1e3
+    epoch = done * STEPS_PER_UPDATE * BATCH / len(loader.images_4d_array)
+    progress.show(done, f"epoch {epoch:5.1f}  loss {location + U * confidence:6.4f} = "
+                        f"{location:6.4f} + {U:g} x {confidence:6.4f}  "
+                        f"lr {optimizer.param_groups[0]['lr']:.1e}  {step_ms:4.1f} ms a step, "
+                        f"{loader.wait_seconds / steps * 1e3:.1f} waiting")
+
+
+def print_result(progress, loader, class_count: int, curve_dict) -> None:
+    seconds = time.perf_counter() - progress.start_time
+    crops = (progress.total - progress.first) * STEPS_PER_UPDATE * BATCH
+    work = 3 * model.multiply_adds(loader.crop_height, loader.crop_width, class_count) * crops
+    print(f"{crops} crops, {work / 1e12:.1f} trillion multiply-adds in {seconds:.0f} s: "
+          f"{work / seconds / 1e9:.0f} billion a second")
+    _, location, confidence = curve_dict["val"][-1]
+    print(f"validation loss {location + U * confidence:.4f} = {location:.4f} + {U:g} x "
+          f"{confidence:.4f}; wrote weights.pt, results/loss.png and results/train_crops.png")
+
+
+def draw_crops(data_folder: Path, loader, noise_1d, generator, device, category_list) -> None:
+    """train_crops.png: the first crops as the network sees them, with arrows: prior -> keypoint."""
+    images_4d, gt_offset_4d, gt_class_id_3d = to_device(loader.make_batch(0), device)
+    images_4d = augment(images_4d, noise_1d, generator.manual_seed(0))
+    rows, columns = gt_class_id_3d.shape[1:]
+    priors_3d = model.make_priors(rows, columns)  # [2, 4, 4]
+    plt = pyplot()
+    figure, axes_2d_array = plt.subplots(4, 4, figsize=(9, 9), layout="constrained")
+    # To numpy and matplotlib a tensor goes by way of the processor.
+    for axes, image_3d, offset_3d, class_id_2d in zip(axes_2d_array.flat, images_4d.cpu(),
+                                                      gt_offset_4d.cpu(), gt_class_id_3d.cpu()):
+        axes.imshow(image_3d.permute(1, 2, 0) / 255, extent=(0, columns * CELL, rows * CELL, 0))
+        for class_id in range(1, len(category_list)):
+            is_here = class_id_2d == class_id  # [4, 4]
+            axes.quiver(*priors_3d[:, is_here], *offset_3d[:, is_here], angles="xy", width=0.015,
+                        scale_units="xy", scale=1, color=COLOUR_LIST[(class_id - 1) % 6])
+        axes.set(xticks=range(0, columns * CELL + 1, CELL), yticks=range(0, rows * CELL + 1, CELL),
+                 xticklabels=[], yticklabels=[])
+        axes.grid(color="white", alpha=0.3)
+    figure.suptitle("training crops with all changes; an arrow from each cell that learns a "
+                    "keypoint, a colour a class")
+    save_figure(figure, data_folder / "results" / "train_crops.png")
+
+
+def draw_curves(path: Path, curve_dict) -> None:
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for column, (name, colour) in enumerate((("location", "tab:blue"), ("confidence", "tab:orange"))):
+        for split, style, alpha in (("train", "-", 0.6), ("val", "o:", 1)):
+            update_1d_array, *loss_list = np.array(curve_dict[split]).T
+            axes.plot(update_1d_array, loss_list[column], style, color=colour, markersize=3,
+                      alpha=alpha, label=f"{name}, {split}")
+    axes.set(xlabel="update", ylabel="loss a crop", yscale="log",
+             title="training loss, and validation loss of the averaged weights")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, path, dpi=120)
+
+
+# ---------------------------------------------------------------- the program
+
+def draw_data_set(data_folder: Path) -> None:
+    """Start 01_prepare_data.py as a reader would; whoever is stopped takes it along."""
+    script = Path(__file__).resolve().parent / "01_prepare_data.py"
+    process = subprocess.Popen([sys.executable, str(script), "--data", str(data_folder)])
+    try:
+        if process.wait():
+            raise UserError("01_prepare_data.py did not end well; its own message stands above")
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the network.")
-    parser.add_argument("--data", type=Path, default=DATA_FOLDER, help="folder with what 01_prepare_data.py made (default: data)")
-    parser.add_argument("--updates", type=int, default=UPDATES, help="changes of the weights (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights, crops and changes of light (default: %(default)s)")
+    parser.add_argument("--data", type=Path, default=DATA_FOLDER,
+                        help="folder with what 01_prepare_data.py made (default: data)")
+    parser.add_argument("--updates", type=int, default=UPDATES,
+                        help="changes of the weights (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="seed of weights, crops and augmentation (default: %(default)s)")
     parser.add_argument("--mirror", action="store_true",
-                        help="mirror and quarter-turn crops: for classes that mean the same then (default: off)")
-    parser.add_argument("--resume", action="store_true", help="go on where a stopped run was (default: start anew)")
+                        help="mirror and quarter-turn crops: for classes that mean the same then "
+                             "(default: off)")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on where a stopped run was (default: start anew)")
     options = parser.parse_args()
     if options.updates < 1 or not 0 <= options.seed < 2 ** 32:
         parser.error("--updates must be at least 1 and --seed at least 0 and below 2**32")
-    if not (options.data / "dataset.json").is_file():
-        print(f"{options.data} holds no data set yet; starting 01_prepare_data.py to draw one", flush=True)
-        script = Path(__file__).resolve().parent / "01_prepare_data.py"
-        if subprocess.run([sys.executable, str(script), "--data", str(options.data)]).returncode:
-            raise UserError("01_prepare_data.py did not end well; its own message stands above")
-    train(options.data, options.updates, options.seed, options.mirror, options.resume, pick_device())
-    suffix = "" if options.data == DATA_FOLDER else f" --data {options.data}"
-    print(f"next: python 04_evaluate.py{suffix}")
+    if options.data == DATA_FOLDER and not (options.data / "train_labels.npy").is_file():
+        print("data holds no data set yet; starting 01_prepare_data.py to draw one", flush=True)
+        draw_data_set(options.data)
+    train(options, pick_device())
+    print(f"next: {command('04_evaluate.py', options.data)}")
 
 
 if __name__ == "__main__":
