@@ -147,7 +147,8 @@ class Loader(threading.Thread):
         top = int(np.clip(top, 0, height - self.crop_height))
         picture_3d_array = self.images_4d_array[int(picture)]  # [1920, 320, 3]; still on the disk
         crop_3d_array = picture_3d_array[top:top + self.crop_height, left:left + self.crop_width]
-        label_2d_array = self.label_2d_array[self.label_2d_array[:, 0] == picture]  # a copy
+        first, last = np.searchsorted(self.label_2d_array[:, 0], (picture, picture + 1))  # sorted
+        label_2d_array = self.label_2d_array[first:last].copy()
         if rng.random() < self.warp_share:
             crop_3d_array, label_2d_array[:, 2:] = warp(
                 rng, picture_3d_array, left, top, crop_3d_array.shape, label_2d_array[:, 2:])
@@ -270,8 +271,6 @@ def train(options, device: torch.device) -> None:
         if first_update == options.updates:
             print(f"the run of {first_update} updates is finished; nothing was changed")
             return
-    else:
-        keep_old(options.data)
 
     val_batch_list = make_val_batches(array_dict["val"], device)
     loader = Loader(*array_dict["train"], first_update * STEPS_PER_UPDATE,
@@ -409,6 +408,8 @@ def keep_old(data_folder: Path) -> None:
 
 def save_run(data_folder: Path, part_dict, dataset_dict, run_dict, update: int, curve_dict) -> None:
     """Write weights.pt, to predict with, and checkpoint.pt, to go on from."""
+    if len(curve_dict["val"]) == 1:  # the first save of a new run
+        keep_old(data_folder)
     about_dict = {key: dataset_dict[key] for key in ("category_list", "box_size", "max_per_class")}
     weights_dict = {"network": part_dict["average"].state_dict(), **about_dict}
     state_dict = {name: part.state_dict() for name, part in part_dict.items()}
