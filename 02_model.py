@@ -17,13 +17,14 @@ one map and one prior a cell: then a keypoint belongs to the cell it lies in, an
 """
 
 import argparse
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from common import (CELL, DATA_FOLDER, IMAGE_SUFFIXES, UserError, command, pad_image, pyplot,
+from common import (CELL, COLOUR_LIST, DATA_FOLDER, UserError, command, pad_image, pyplot,
                     read_data_set, read_image, round_up_to_cell, run_main, save_figure)
 
 # The layers: (kernel, stride, padding, channels out). Five strides of 2 multiply to 32 = CELL.
@@ -323,20 +324,67 @@ def show_match_and_decode() -> None:
           f"score {score_1d.tolist()}")
 
 
+def example(data_folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """A picture and its labels `[M, 4]`: the first of the data set that has any, else a sample's."""
+    if (data_folder / "train_labels.npy").is_file():
+        images_4d_array, label_2d_array = read_data_set(data_folder)[1]["train"]
+        picture = label_2d_array[0, 0]
+        return images_4d_array[int(picture)], label_2d_array[label_2d_array[:, 0] == picture]
+    for path in sorted((DATA_FOLDER / "sample").glob("*.xml")):
+        label_list = []
+        for node in ElementTree.parse(path).iter("object"):
+            xmin, ymin, xmax, ymax = (float(value.text) for value in node.find("bndbox"))
+            class_id = int(node.findtext("name")[-1])  # of keyPoint_1
+            label_list.append((0, class_id, (xmin + xmax) / 2, (ymin + ymax) / 2))
+        if label_list:
+            return read_image(path.with_suffix(".jpg")), np.array(label_list, np.float32)
+    raise UserError(f"{DATA_FOLDER / 'sample'}: holds no labelled picture; get it back from the "
+                    "repository")
+
+
+def draw_grid(path: Path, image_3d_array: np.ndarray, label_2d_array: np.ndarray) -> None:
+    """Part of the picture under the grid; arrows show what each cell near a keypoint learns."""
+    height, width = map(round_up_to_cell, image_3d_array.shape[:2])
+    rows, columns = height // CELL, width // CELL
+    label_2d_array = label_2d_array * (0, 1, 1, 1)  # it is picture 0 here
+    gt_offset_4d_array, gt_class_id_3d_array = match(label_2d_array, 1, rows, columns)
+    priors_3d_array = make_priors(rows, columns).numpy()  # [2, 60, 10]
+    _, _, x, y = label_2d_array[0]
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
+    axes.imshow(pad_image(image_3d_array, height, width), extent=(0, width, height, 0))
+    axes.plot(*priors_3d_array.reshape(2, -1), "w+", markersize=6, label="prior: a cell's centre")
+    for i in range(len(COLOUR_LIST)):
+        for row, column in np.argwhere(gt_class_id_3d_array[0] == i + 1):
+            axes.add_patch(plt.Rectangle((column * CELL, row * CELL), CELL, CELL, alpha=0.35,
+                                         color=COLOUR_LIST[i]))
+            dx, dy = gt_offset_4d_array[0, :, row, column]
+            axes.annotate("", (priors_3d_array[0, row, column] + dx,
+                               priors_3d_array[1, row, column] + dy),
+                          priors_3d_array[:, row, column],
+                          arrowprops={"arrowstyle": "->", "color": "white", "lw": 1.5})
+    axes.plot(*label_2d_array[:, 2:].T, "o", color="red", markersize=5, label="keypoint")
+    axes.set(xticks=range(0, width + 1, CELL), yticks=range(0, height + 1, CELL),
+             xlim=(max(0, x - 112), min(width, x + 112)), ylim=(min(height, y + 96), max(0, y - 96)),
+             title="coloured cells learn the keypoint's class; arrows: (dx, dy) from each prior")
+    axes.grid(color="white", alpha=0.5)
+    axes.legend(loc="lower right")
+    save_figure(figure, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Show the network, match and decode.")
     parser.add_argument("--data", type=Path, default=DATA_FOLDER,
                         help="folder with the data set (default: data)")
     options = parser.parse_args()
     torch.manual_seed(0)
-    sample_list = sorted(path for path in (DATA_FOLDER / "sample").glob("*")
-                         if path.suffix in IMAGE_SUFFIXES)
-    image_3d_array = np.zeros((1920, 320, 3), np.uint8)
-    if sample_list:
-        image_3d_array = read_image(sample_list[0])
+    image_3d_array, label_2d_array = example(options.data)
     show_shapes(image_3d_array)
     show_match_and_decode()
-    print(f"\nnext: {command('03_train.py', options.data)}")
+    path = options.data / "results" / "grid.png"
+    draw_grid(path, image_3d_array, label_2d_array)
+    print(f"\nwrote {path}")
+    print(f"next: {command('03_train.py', options.data)}")
 
 
 if __name__ == "__main__":
