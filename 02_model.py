@@ -1,4 +1,4 @@
-"""Lesson 2: the network, its grid of priors, match (keypoints -> grid) and decode (grid -> keypoints).
+"""Lesson 2: the network, its grid of priors, match (labels to grid), decode (grid to keypoints).
 
     python 02_model.py
 
@@ -60,9 +60,8 @@ class KeypointNet(nn.Module):
         layer_list, channels_in = [], 3
         for kernel, stride, padding, channels_out in LAYER_LIST:
             # No bias: BN subtracts each channel's mean, and with it any bias; BN has its own.
-            layer_list += [nn.Conv2d(channels_in, channels_out, kernel, stride, padding, bias=False),
-                           nn.BatchNorm2d(channels_out),
-                           nn.ReLU(inplace=True)]
+            conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding, bias=False)
+            layer_list += [conv, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
             channels_in = channels_out
         # A layer that is an attribute is in the book: parameters(), to(device) and state_dict()
         # find it. In a plain Python list it would be overlooked, and never trained, moved or saved.
@@ -246,7 +245,8 @@ def load_weights(path: Path, device="cpu") -> tuple[KeypointNet, dict]:
         saved_dict = torch.load(path, map_location="cpu", weights_only=True)
         network = KeypointNet(len(saved_dict["category_list"]))
         network.load_state_dict(saved_dict["network"])
-        about_dict = {key: saved_dict[key] for key in ("category_list", "box_size", "max_per_class")}
+        key_list = ["category_list", "box_size", "max_per_class"]
+        about_dict = {key: saved_dict[key] for key in key_list}
         width, height = about_dict["box_size"]
         all_text = all(isinstance(name, str) for name in about_dict["category_list"])
         if not all_text or not min(width, height, about_dict["max_per_class"]) > 0:
@@ -296,11 +296,11 @@ def show_shapes(image_3d_array: np.ndarray) -> None:
         for layer in network.body:
             feature_4d = layer(feature_4d)
             if isinstance(layer, nn.Conv2d):
-                (kernel, _), (stride, _), (padding, _) = layer.kernel_size, layer.stride, layer.padding
-                print(f"conv {kernel}x{kernel} stride {stride} padding {padding}"
+                size, stride, padding = layer.kernel_size[0], layer.stride[0], layer.padding[0]
+                print(f"conv {size}x{size} stride {stride} padding {padding}"
                       f"  -> {list(feature_4d.shape)}")
         output_4d = network.head(feature_4d)  # [1, 5, 60, 10]
-    print(f"head 1x1                      -> {list(output_4d.shape)}: 2 offsets and 3 class scores\n")
+    print(f"head 1x1                      -> {list(output_4d.shape)}: 2 offsets, 3 scores\n")
     size, jump, centre = receptive_field()
     print(f"a cell sees {size}x{size} px; cells are {jump} px apart; "
           f"the first looks at {centre} px, its prior is at {CELL / 2}\n")
@@ -313,8 +313,8 @@ def show_match_and_decode() -> None:
     print("match: a keypoint of class 1 at x 100.25, y 700.5 teaches")
     for row, column in zip(*gt_class_id_3d_array[0].nonzero()):
         dx, dy = gt_offset_4d_array[0, :, row, column]
-        print(f"  the cell at row {row}, column {column}: class 1, {dx:6.2f}, {dy:6.2f} px from its "
-              f"prior ({(column + 0.5) * CELL:g}, {(row + 0.5) * CELL:g})")
+        print(f"  the cell at row {row}, column {column}: {dx:6.2f}, {dy:6.2f} px from its prior "
+              f" ({(column + 0.5) * CELL:g}, {(row + 0.5) * CELL:g})")
     perfect_4d = torch.zeros(1, 5, 60, 10)  # what a perfect network would answer
     perfect_4d[:, :2] = torch.from_numpy(gt_offset_4d_array) / OFFSET_UNIT
     class_id_3d = torch.from_numpy(gt_class_id_3d_array)  # [1, 60, 10]
@@ -325,7 +325,7 @@ def show_match_and_decode() -> None:
 
 
 def example(data_folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A picture and its labels `[M, 4]`: the first of the data set that has any, else a sample's."""
+    """A picture and its labels `[M, 4]`: the first labelled one of the data set, or a sample."""
     if (data_folder / "train_labels.npy").is_file():
         images_4d_array, label_2d_array = read_data_set(data_folder)[1]["train"]
         picture = label_2d_array[0, 0]
@@ -365,7 +365,8 @@ def draw_grid(path: Path, image_3d_array: np.ndarray, label_2d_array: np.ndarray
                           arrowprops={"arrowstyle": "->", "color": "white", "lw": 1.5})
     axes.plot(*label_2d_array[:, 2:].T, "o", color="red", markersize=5, label="keypoint")
     axes.set(xticks=range(0, width + 1, CELL), yticks=range(0, height + 1, CELL),
-             xlim=(max(0, x - 112), min(width, x + 112)), ylim=(min(height, y + 96), max(0, y - 96)),
+             xlim=(max(0, x - 112), min(width, x + 112)),
+             ylim=(min(height, y + 96), max(0, y - 96)),
              title="coloured cells learn the keypoint's class; arrows: (dx, dy) from each prior")
     axes.grid(color="white", alpha=0.5)
     axes.legend(loc="lower right")

@@ -1,7 +1,7 @@
 """Lesson 3: training. A loader thread with a queue, the loss, and the loop with its updates.
 
     python 03_train.py                  # on a fresh clone it draws the data set first
-    python 03_train.py --data my_data   # on what 01_prepare_data.py --source ... --data my_data made
+    python 03_train.py --data my_data   # on what 01_prepare_data.py --source made of yours
     python 03_train.py --resume         # goes on where a stopped run was
 
 Reads   data/dataset.json and data/{train,val}_{images,labels}.npy.
@@ -79,7 +79,8 @@ class Loader(threading.Thread):
                  mirror: bool):
         super().__init__(daemon=True)  # daemon: the program may end though this thread runs
         self.images_4d_array, self.label_2d_array = images_4d_array, label_2d_array
-        self.first_step, self.last_step, self.seed, self.mirror = first_step, last_step, seed, mirror
+        self.first_step, self.last_step = first_step, last_step
+        self.seed, self.mirror = seed, mirror
         self.crop_height, self.crop_width = (min(CROP, side) for side in images_4d_array.shape[1:3])
         self.warp_share = min(1.0, WARP_PICTURES / len(images_4d_array))
         self.wait_seconds = 0.0  # how long the loop has waited for batches
@@ -222,8 +223,8 @@ def augment(images_4d: torch.Tensor, noise_1d: torch.Tensor, generator) -> torch
     mean_4d = images_4d.mean(dim=(1, 2, 3), keepdim=True)  # [N, 1, 1, 1]
     images_4d = (images_4d - mean_4d) * uniform(1 - CONTRAST, 1 + CONTRAST)
     images_4d += mean_4d * uniform(1 - LIGHT, 1 + LIGHT)
-    kernel_4d = torch.full((3, 1, 3, 3), 1 / 9, device=images_4d.device)  # groups: each colour alone
-    blurred_4d = nn.functional.conv2d(images_4d, kernel_4d, groups=3)  # [N, 3, H - 2, W - 2]
+    kernel_4d = torch.full((3, 1, 3, 3), 1 / 9, device=images_4d.device)  # the mean of 3x3
+    blurred_4d = nn.functional.conv2d(images_4d, kernel_4d, groups=3)  # each colour by itself
     images_4d[:, :, 1:-1, 1:-1].lerp_(blurred_4d, uniform(0, BLUR))
     first = torch.randint(len(noise_1d) - images_4d.numel(), (1,), generator=generator,
                           device=images_4d.device).item()
@@ -510,11 +511,12 @@ def draw_crops(data_folder: Path, loader, noise_1d, generator, device, category_
 def draw_curves(path: Path, curve_dict) -> None:
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for column, (name, colour) in enumerate((("location", "tab:blue"), ("confidence", "tab:orange"))):
-        for split, style, alpha in (("train", "-", 0.6), ("val", "o:", 1)):
-            update_1d_array, *loss_list = np.array(curve_dict[split]).T
-            axes.plot(update_1d_array, loss_list[column], style, color=colour, markersize=3,
-                      alpha=alpha, label=f"{name}, {split}")
+    for split, style, alpha in (("train", "-", 0.6), ("val", "o:", 1)):
+        update_1d_array, location_1d_array, confidence_1d_array = np.array(curve_dict[split]).T
+        axes.plot(update_1d_array, location_1d_array, style, color="tab:blue", markersize=3,
+                  alpha=alpha, label=f"location, {split}")
+        axes.plot(update_1d_array, confidence_1d_array, style, color="tab:orange", markersize=3,
+                  alpha=alpha, label=f"confidence, {split}")
     axes.set(xlabel="update", ylabel="loss a crop", yscale="log",
              title="training loss, and validation loss of the averaged weights")
     axes.grid(alpha=0.3)

@@ -93,9 +93,8 @@ def read_data_set(folder: Path) -> tuple[dict, dict]:
         raise UserError(f"{path}: no such file; make it with {fix}, for your own pictures --source")
     try:
         dataset_dict = json.loads(path.read_text(encoding="utf-8"))
-        needed_set = {"category_list", "box_size", "max_per_class", "train", "val", "test"}
-        if missing := needed_set - set(dataset_dict):
-            raise ValueError(f"lacks {min(missing)}")
+        for name in ("category_list", "box_size", "max_per_class", "train", "val", "test"):
+            dataset_dict[name]  # a KeyError here rather than later
         array_dict = {}
         for split in ("train", "val", "test"):
             path = folder / f"{split}_images.npy"
@@ -108,7 +107,8 @@ def read_data_set(folder: Path) -> tuple[dict, dict]:
             array_dict[split] = images_4d_array, label_2d_array
     except (ValueError, EOFError, TypeError, KeyError) as error:
         reason = str(error).splitlines()[0][:80]
-        raise UserError(f"{path}: damaged ({reason}); make it again with 01_prepare_data.py") from None
+        fix = "make it again with 01_prepare_data.py"
+        raise UserError(f"{path}: damaged ({reason}); {fix}") from None
     return dataset_dict, array_dict
 
 
@@ -210,6 +210,8 @@ def find_font(text: str):
     from matplotlib import font_manager, ft2font
     entry_list = font_manager.fontManager.ttflist
     for entry in sorted(entry_list, key=lambda entry: entry.name != "DejaVu Sans"):
+        if entry.name.startswith("Last Resort"):  # matplotlib's own, with a box for every letter
+            continue
         try:
             if {ord(letter) for letter in text} <= set(ft2font.FT2Font(entry.fname).get_charmap()):
                 return entry
@@ -237,12 +239,11 @@ def draw_keypoints(image: Image.Image, keypoint_list: list[dict]) -> Image.Image
     canvas = ImageDraw.Draw(image)
     for keypoint in keypoint_list:
         x, y = keypoint["x"] - 0.5, keypoint["y"] - 0.5  # pixel c covers [c, c + 1)
-        colour = keypoint.get("colour", COLOUR_LIST[0])
-        for width, ink in ((4, "black"), (2, colour)):
+        for width, ink in ((4, "black"), (2, keypoint.get("colour", COLOUR_LIST[0]))):
             canvas.rectangle([v - 0.5 for v in keypoint["box"]], outline=ink, width=width)
             canvas.line([x - 5, y, x + 5, y], fill=ink, width=width - 1)
             canvas.line([x, y - 5, x, y + 5], fill=ink, width=width - 1)
-    taken_list = []  # of the texts so far
+    taken_list = [keypoint["box"] for keypoint in keypoint_list]  # no text covers a box or a text
     for keypoint in keypoint_list:
         text = keypoint.get("label", keypoint["class"])
         text += f" {keypoint['score']:.2f}" if "score" in keypoint else ""
@@ -250,27 +251,27 @@ def draw_keypoints(image: Image.Image, keypoint_list: list[dict]) -> Image.Image
         font = ImageFont.truetype(entry.fname, 14) if entry else ImageFont.load_default(14)
         _, _, *size = canvas.textbbox((0, 0), text, font=font, stroke_width=2)
         place = place_text(keypoint["box"], size, image.size, taken_list)
-        colour = keypoint.get("colour", COLOUR_LIST[0])
-        canvas.text(place, text, colour, font, stroke_width=2, stroke_fill="black")
+        canvas.text(place, text, keypoint.get("colour", COLOUR_LIST[0]), font, stroke_width=2,
+                    stroke_fill="black")
     return image
 
 
-def place_text(box, size, image_size, taken_list: list[tuple]) -> tuple[float, float]:
-    """Above, below, right or left of the box: the first place inside that no text has taken."""
+def place_text(box, size, image_size, taken_list: list) -> tuple[float, float]:
+    """Above, below, right or left of the box, in the picture: where it covers least."""
     (xmin, ymin, xmax, ymax), (width, height) = box, size
+
+    def move_inside(x, y):
+        return min(max(0, x), image_size[0] - width), min(max(0, y), image_size[1] - height)
+
+    def count_covered(place):
+        x, y = place
+        return sum(left < x + width and x < right and top < y + height and y < bottom
+                   for left, top, right, bottom in taken_list)
+
     place_list = [(xmin, ymin - height - 2), (xmin, ymax + 2), (xmax + 4, ymin),
                   (xmin - width - 4, ymin)]
-    for x, y in place_list:
-        inside = 0 <= x <= image_size[0] - width and 0 <= y <= image_size[1] - height
-        if inside and not any(x < other_x + other_width and other_x < x + width
-                              and y < other_y + height and other_y < y + height
-                              for other_x, other_y, other_width in taken_list):
-            break
-    else:  # none is free: above or below the box, moved into the picture
-        y = ymin - height - 2 if ymin > height + 2 else ymax + 2
-        x = min(max(0, xmin), max(0, image_size[0] - width))
-        y = min(max(0, y), max(0, image_size[1] - height))
-    taken_list.append((x, y, width))
+    x, y = min((move_inside(*place) for place in place_list), key=count_covered)
+    taken_list.append((x, y, x + width, y + height))
     return x, y
 
 
@@ -292,23 +293,6 @@ def save_figure(figure, path: Path, dpi: int = 110) -> None:
 
 # ---------------------------------------------------------------- LabelImg's XML
 
-XML_HEAD = """<annotation>
-\t<folder>{folder}</folder>
-\t<filename>{name}</filename>
-\t<path>{name}</path>
-\t<size><width>{width}</width><height>{height}</height><depth>3</depth></size>
-\t<segmented>0</segmented>
-"""
-XML_OBJECT = """\t<object>
-\t\t<name>{name}</name><pose>Unspecified</pose>
-\t\t<truncated>{truncated}</truncated><difficult>0</difficult>
-\t\t<bndbox>
-\t\t\t<xmin>{0:.2f}</xmin><ymin>{1:.2f}</ymin><xmax>{2:.2f}</xmax><ymax>{3:.2f}</ymax>
-\t\t</bndbox>
-\t</object>
-"""
-
-
 def write_labelimg_xml(path: Path, image_name: str, width: int, height: int,
                        keypoint_list: list[dict]) -> None:
     """Write keypoints (dicts with "class" and "box") as LabelImg does; a box is cut at the edge.
@@ -316,15 +300,23 @@ def write_labelimg_xml(path: Path, image_name: str, width: int, height: int,
     Two decimals are kept. LabelImg opens them, but saves whole pixels, truncated: 0.5 px up and
     left on average.
     """
-    text = XML_HEAD.format(folder=escape(path.parent.name), name=escape(image_name), width=width,
-                           height=height)
+    name = escape(image_name)
+    line_list = [f"<annotation><folder>{escape(path.parent.name)}</folder>",
+                 f"<filename>{name}</filename><path>{name}</path>",
+                 f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>",
+                 "<segmented>0</segmented>"]
     for keypoint in keypoint_list:
         xmin, ymin, xmax, ymax = keypoint["box"]
         cut_box = [max(xmin, 0), max(ymin, 0), min(xmax, width), min(ymax, height)]
+        corners = "".join(f"<{tag}>{value:.2f}</{tag}>" for tag, value
+                          in zip(("xmin", "ymin", "xmax", "ymax"), cut_box))
         truncated = int(cut_box != list(keypoint["box"]))
-        text += XML_OBJECT.format(*cut_box, name=escape(keypoint["class"]), truncated=truncated)
+        line_list += [f"<object><name>{escape(keypoint['class'])}</name><pose>Unspecified</pose>",
+                      f"<truncated>{truncated}</truncated><difficult>0</difficult>",
+                      f"<bndbox>{corners}</bndbox></object>"]
+    text = "\n".join([*line_list, "</annotation>\n"])
     with replacing(path) as temporary:
-        temporary.write_text(text + "</annotation>\n", encoding="utf-8", errors="xmlcharrefreplace")
+        temporary.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
 
 
 # ---------------------------------------------------------------- the progress bar

@@ -1,10 +1,14 @@
-"""common.py: files that are replaced whole, pictures of all kinds, LabelImg's XML, the progress line."""
+"""common.py: pictures of all kinds, drawing and fonts, replacing files, LabelImg's XML, progress.
+
+Pictures that are damaged or hostile stand in hardening/test_pictures.py.
+"""
 
 import io
 import os
+import shlex
 import struct
 import sys
-import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +33,8 @@ def test_an_rgb_picture_is_read_unchanged_in_rgb_order(tmp_path):
 
 def test_a_grey_picture_becomes_three_equal_channels(tmp_path):
     grey = np.arange(35, dtype=np.uint8).reshape(5, 7)
-    assert np.array_equal(save_and_read(Image.fromarray(grey), tmp_path / "a.bmp"), np.dstack([grey] * 3))
+    read = save_and_read(Image.fromarray(grey), tmp_path / "a.bmp")
+    assert np.array_equal(read, np.dstack([grey] * 3))
 
 
 def test_a_palette_picture_gets_its_colours(tmp_path):
@@ -51,72 +56,14 @@ def test_a_transparent_palette_entry_becomes_white(tmp_path):
     image = Image.new("P", (2, 1), 0)
     image.putpalette([9, 9, 9, 50, 60, 70])
     image.putpixel((1, 0), 1)
-    assert save_and_read(image, tmp_path / "a.png", transparency=0)[0].tolist() == [[255, 255, 255], [50, 60, 70]]
-
-
-def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path):
-    array = np.array([[0, 257, 32896, 65535]], np.uint16)
-    assert save_and_read(Image.fromarray(array), tmp_path / "a.png")[0, :, 0].tolist() == [0, 1, 128, 255]
+    read = save_and_read(image, tmp_path / "a.png", transparency=0)
+    assert read[0].tolist() == [[255, 255, 255], [50, 60, 70]]
 
 
 def test_cmyk_becomes_rgb(tmp_path):
-    read = save_and_read(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), tmp_path / "a.jpg", quality=95)
+    image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    read = save_and_read(image, tmp_path / "a.jpg", quality=95)
     assert read.shape == (8, 8, 3) and read[4, 4, 0] > 200 and read[4, 4, 1:].max() < 60
-
-
-@pytest.mark.parametrize("orientation, turn", [(3, 2), (6, 3), (8, 1)])
-def test_a_picture_with_an_exif_rotation_is_turned(tmp_path, orientation, turn):
-    array = np.zeros((16, 32, 3), np.uint8)
-    array[:8, :8] = 255
-    image, exif = Image.fromarray(array), Image.Exif()
-    exif[0x0112] = orientation
-    read = save_and_read(image, tmp_path / "a.jpg", exif=exif, quality=100, subsampling=0)
-    turned = np.rot90(array, turn)
-    assert read.shape == turned.shape and np.abs(read.astype(int) - turned).max() < 40
-
-
-def test_the_size_that_counts_for_the_labels_is_the_turned_one(tmp_path):
-    prepare_data = load("01_prepare_data")
-    write_example(tmp_path, "a", [("eye", 10, 10, 20, 20)], width=64, height=96)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (96, 64)).save(tmp_path / "a.png", exif=exif)
-    example_list, problem_list = prepare_data.read_folder(tmp_path)
-    assert problem_list == [] and tuple(example_list[0]["size"]) == (64, 96)
-
-
-def png_header(width, height):
-    """A PNG that claims a size and holds no pixels: a few bytes."""
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b""))
-
-
-def bad_pictures():
-    buffer = io.BytesIO()
-    Image.effect_noise((64, 64), 50).save(buffer, "JPEG")
-    jpeg = buffer.getvalue()
-    return {"empty": b"", "cut off": jpeg[:len(jpeg) // 2], "cut in the header": jpeg[:30], "not a picture": b"hello, I am a text",
-            "XML": b"<annotation></annotation>", "enormous": png_header(60000, 60000), "large": png_header(20000, 3000),
-            "zero wide": png_header(0, 10), "PNG without pixels": png_header(64, 64),
-            "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"}
-
-
-@pytest.mark.parametrize("kind", list(bad_pictures()))
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_bad_picture_is_refused_in_one_sentence_with_its_name(tmp_path, kind):
-    path = tmp_path / "bad.jpg"
-    path.write_bytes(bad_pictures()[kind])
-    with pytest.raises(common.UserError) as caught:
-        common.read_image(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_missing_picture_and_a_folder_are_refused(tmp_path):
-    for path in (tmp_path / "none.jpg", tmp_path):
-        with pytest.raises(common.UserError, match="none.jpg" if path != tmp_path else str(tmp_path.name)):
-            common.read_image(path)
 
 
 def test_a_picture_can_be_read_from_an_open_file():
@@ -126,25 +73,130 @@ def test_a_picture_can_be_read_from_an_open_file():
     assert (common.read_image(buffer) == (1, 2, 3)).all()
 
 
+# ---------------------------------------------------------------- how bright a number is
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path):
+    array = np.array([[0, 257, 32896, 65535]], np.uint16)
+    for name in ("a.png", "a.tif"):
+        read = save_and_read(Image.fromarray(array), tmp_path / name)
+        assert read[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("name, dtype, largest, part", [
+    ("float.tif", np.float32, 1.0, "floating-point"),
+    ("whole.tif", np.int32, 255, "32-bit"),
+    ("twelve bits.png", np.uint16, 4095, "4095"),
+    ("twelve bits.tif", np.uint16, 4095, "4095"),
+    ("eight bits.png", np.uint16, 255, "255")])
+def test_numbers_whose_white_is_not_known_are_refused_by_name(tmp_path, name, dtype, largest, part):
+    array = np.linspace(0, largest, 48).astype(dtype).reshape(6, 8)
+    with pytest.raises(common.UserError) as caught:
+        save_and_read(Image.fromarray(array), tmp_path / name)
+    for wanted in (str(tmp_path / name), part, "8 bits"):
+        assert wanted in str(caught.value)
+
+
+def test_a_black_sixteen_bit_picture_is_only_black(tmp_path):
+    assert not save_and_read(Image.fromarray(np.zeros((4, 4), np.uint16)), tmp_path / "a.png").any()
+
+
+# ---------------------------------------------------------------- turned by the orientation alone
+
+ORIENTATION, IMAGE_WIDTH, RESOLUTION_UNIT = 274, 256, 296  # EXIF tags
+ASCII, SHORT, RATIONAL = 2, 3, 5  # EXIF types
+
+
+def exif_bytes(*tag_list):
+    """An EXIF block made by hand: Pillow would write no tag of a wrong type. (tag, type, value)."""
+    data_start = 8 + 2 + 12 * len(tag_list) + 4
+    head, data = struct.pack("<2sHIH", b"II", 42, 8, len(tag_list)), b""
+    for tag, kind, value in sorted(tag_list):
+        head += struct.pack("<HHI", tag, kind, 1)
+        if kind == RATIONAL:
+            head += struct.pack("<I", data_start + len(data))
+            data += struct.pack("<II", value, 1)
+        else:
+            head += value.ljust(4, b"\0") if kind == ASCII else struct.pack("<HH", value, 0)
+    return b"Exif\0\0" + head + bytes(4) + data
+
+
+# How a picture looks that a camera has saved with this orientation, from the one saved.
+TURN_DICT = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1],
+             4: lambda a: a[::-1], 5: lambda a: a.transpose(1, 0, 2), 6: lambda a: np.rot90(a, 3),
+             7: lambda a: np.rot90(a, 2).transpose(1, 0, 2), 8: lambda a: np.rot90(a, 1)}
+
+
+def picture_with_a_white_corner():
+    array = np.zeros((16, 32, 3), np.uint8)
+    array[:8, :8], array[8:, :8] = 255, 128
+    return array
+
+
+@pytest.mark.parametrize("orientation", TURN_DICT)
+@pytest.mark.parametrize("odd_tag_list", [
+    [], [(IMAGE_WIDTH, RATIONAL, 32)], [(RESOLUTION_UNIT, ASCII, b"2")],
+    [(IMAGE_WIDTH, ASCII, b"32")]], ids=["plain", "width", "unit", "text"])
+def test_a_jpeg_is_turned_as_its_orientation_says_whatever_other_tags_are_like(
+        tmp_path, orientation, odd_tag_list):
+    array = picture_with_a_white_corner()
+    exif = exif_bytes((ORIENTATION, SHORT, orientation), *odd_tag_list)
+    read = save_and_read(Image.fromarray(array), tmp_path / "a.jpg", exif=exif, quality=100,
+                         subsampling=0)
+    turned = TURN_DICT[orientation](array)
+    assert read.shape == turned.shape and np.abs(read.astype(int) - turned).max() < 40
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
+def test_other_formats_are_turned_once_and_not_twice(tmp_path, suffix):
+    array, exif = picture_with_a_white_corner(), Image.Exif()
+    exif[ORIENTATION] = 6
+    options = {"lossless": True} if suffix == ".webp" else {}
+    read = save_and_read(Image.fromarray(array), tmp_path / f"a{suffix}", exif=exif, **options)
+    assert np.array_equal(read, np.rot90(array, 3))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_means_nothing_turns_nothing(tmp_path, orientation):
+    exif = exif_bytes((ORIENTATION, SHORT, orientation))
+    image = Image.fromarray(picture_with_a_white_corner())
+    assert save_and_read(image, tmp_path / "a.jpg", exif=exif).shape == (16, 32, 3)
+
+
+def test_the_size_that_counts_for_the_labels_is_the_turned_one(tmp_path):
+    prepare_data = load("01_prepare_data")
+    write_example(tmp_path, "a", [("eye", 10, 10, 20, 20)], width=64, height=96)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.new("RGB", (96, 64)).save(tmp_path / "a.png", exif=exif)
+    example_list, problem_list = prepare_data.read_folder(tmp_path)
+    assert problem_list == [] and tuple(example_list[0]["size"]) == (64, 96)
+
+
 # ---------------------------------------------------------------- geometry
 
 def test_padding_repeats_the_edge_and_moves_nothing():
     array = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)
     padded = common.pad_image(array, 5, 6)
     assert padded.shape == (5, 6, 3) and np.array_equal(padded[:3, :4], array)
-    assert (padded[3:, :4] == array[2]).all() and (padded[:3, 4:] == array[:, 3:]).all() and (padded[3:, 4:] == array[2, 3]).all()
+    assert (padded[3:, :4] == array[2]).all() and (padded[:3, 4:] == array[:, 3:]).all()
+    assert (padded[3:, 4:] == array[2, 3]).all()
 
 
 def test_a_side_is_rounded_up_to_whole_cells():
-    assert [common.round_up_to_cell(n * common.CELL + d) // common.CELL for n, d in ((1, 0), (1, 1), (2, -1), (60, 0))] == [1, 2, 2, 60]
+    length_list = [common.CELL, common.CELL + 1, 2 * common.CELL - 1, 60 * common.CELL]
+    cell_list = [common.round_up_to_cell(length) // common.CELL for length in length_list]
+    assert cell_list == [1, 2, 2, 60]
 
+
+# ---------------------------------------------------------------- drawing
 
 def test_a_drawn_cross_has_its_middle_on_the_keypoint():
     dot = {"class": "", "x": 50.0, "y": 40.0, "box": [35, 25, 65, 55], "colour": "#ffffff"}
-    drawn = np.asarray(common.draw_keypoints(Image.new("RGB", (100, 100), (90, 90, 90)), [dot])).astype(int)
-    for lines, middle in ((drawn[44:45, 40:60], 50.0), (drawn[30:50, 54:55].transpose(1, 0, 2), 40.0)):
-        changed = np.flatnonzero((lines[0] != 90).any(axis=1))  # across one arm of the cross
-        first = 40 if middle == 50 else 30
+    grey = Image.new("RGB", (100, 100), (90, 90, 90))
+    drawn = np.asarray(common.draw_keypoints(grey, [dot])).astype(int)
+    across_upright, across_level = drawn[44, 40:60], drawn[30:50, 54]  # lines across one arm each
+    for line, first, middle in ((across_upright, 40, 50.0), (across_level, 30, 40.0)):
+        changed = np.flatnonzero((line != 90).any(axis=1))
         assert abs(first + (changed.min() + changed.max() + 1) / 2 - middle) <= 0.5
 
 
@@ -152,9 +204,82 @@ def test_drawing_leaves_the_given_picture_alone_and_takes_any_place_and_name():
     image = Image.new("RGB", (64, 48), "gray")
     before = image.tobytes()
     for x, name in ((-30.0, "关键点 🎯"), (63.9, "n" * 300), (500.0, "")):
-        box = [x - 15, 5, x + 15, 35]
-        assert common.draw_keypoints(image, [{"class": name, "x": x, "y": 20.0, "box": box, "score": 0.5}]).size == (64, 48)
+        keypoint = {"class": name, "x": x, "y": 20.0, "box": [x - 15, 5, x + 15, 35], "score": 0.5}
+        assert common.draw_keypoints(image, [keypoint]).size == (64, 48)
     assert image.tobytes() == before
+
+
+def test_the_label_is_drawn_in_place_of_the_class():
+    def drawn(**text):
+        keypoint = {"x": 50.0, "y": 50.0, "box": [35, 35, 65, 65], **text}
+        return common.draw_keypoints(Image.new("RGB", (100, 100)), [keypoint]).tobytes()
+    assert drawn(**{"class": "关键点", "label": "1"}) == drawn(**{"class": "1"})
+    assert drawn(**{"class": "1"}) != drawn(**{"class": "2"})
+
+
+def test_texts_of_keypoints_side_by_side_take_places_of_their_own():
+    box_list = [[x, 100, x + 30, 130] for x in (100, 110, 120)]
+    taken_list = list(box_list)
+    place_list = [common.place_text(box, (60, 12), (400, 400), taken_list) for box in box_list]
+    for i, (x, y) in enumerate(place_list):
+        assert 0 <= x <= 400 - 60 and 0 <= y <= 400 - 12
+        for other_x, other_y in place_list[:i]:
+            assert abs(x - other_x) >= 60 or abs(y - other_y) >= 12
+
+
+# ---------------------------------------------------------------- names in other scripts
+
+CHINESE = ["background", "左眼", "右眼"]
+
+
+def test_a_font_is_found_for_latin_and_greek_and_none_for_letters_that_nobody_has():
+    assert common.find_font("Grüße, naïve café") and common.find_font("αβγ μm")
+    assert common.find_font("a\U0010fffd") is None
+
+
+def test_a_font_that_has_a_box_for_every_letter_does_not_count(monkeypatch):
+    """matplotlib brings one, "Last Resort": where it is the only one, names become numbers."""
+    from matplotlib import font_manager
+    entry_list = [entry for entry in font_manager.fontManager.ttflist if "mpl-data" in entry.fname]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", entry_list)
+    assert len(entry_list) > 10 and common.find_font.__wrapped__("a")
+    assert common.find_font.__wrapped__("左眼") is None
+
+
+def test_names_that_no_font_can_draw_become_numbers_and_are_told_once(monkeypatch, capsys):
+    monkeypatch.setattr(common, "find_font", lambda text: None)
+    assert common.names_to_draw(CHINESE) == ["background", "1", "2"]
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "1 = 左眼" in said and "2 = 右眼" in said
+    assert common.names_to_draw(["background", "left eye"]) == ["background", "left eye"]
+    assert capsys.readouterr().out == ""
+
+
+def test_names_that_a_font_can_draw_stay_and_that_font_draws_them(monkeypatch, capsys):
+    asked_list = []
+
+    class Entry:
+        name, fname = "DejaVu Sans", common.find_font("a").fname
+
+    monkeypatch.setattr(common, "find_font", lambda text: asked_list.append(text) or Entry)
+    assert common.names_to_draw(CHINESE) == CHINESE and capsys.readouterr().out == ""
+    assert set("左眼右") <= set(asked_list[0])  # one font for all of the names
+    keypoint = {"class": "左眼", "x": 50.0, "y": 50.0, "box": [35, 35, 65, 65]}
+    common.draw_keypoints(Image.new("RGB", (100, 100)), [keypoint])
+    assert asked_list[-1] == "左眼"
+
+
+def test_plots_are_drawn_in_the_font_that_has_the_letters(monkeypatch):
+    import matplotlib
+
+    class Entry:
+        name = "A font with Chinese letters"
+
+    monkeypatch.setattr(common, "find_font", lambda text: Entry)
+    common.pyplot("左眼")
+    assert matplotlib.rcParams["font.family"] == [Entry.name]
+    common.pyplot("left eye")
+    assert matplotlib.rcParams["font.family"] == ["DejaVu Sans"]
 
 
 # ---------------------------------------------------------------- files
@@ -184,25 +309,36 @@ def test_who_has_the_old_file_open_goes_on_reading_the_old_one_whole(tmp_path):
 
 
 def test_what_is_written_as_labelimg_xml_reads_back_equal(tmp_path):
-    prepare_data = load("01_prepare_data")
-    keypoint_list = [{"class": name, "box": [10.25, 20.5, 40.25, 50.75]} for name in ("eye", "左 <眼> & \"co\"", "🎯", "n" * 500)]
+    keypoint_list = [{"class": name, "box": [10.25, 20.5, 40.25, 50.75]}
+                     for name in ("eye", "左 <眼> & \"co\"", "🎯", "n" * 500)]
     common.write_labelimg_xml(tmp_path / "a.xml", "a.jpg", 64, 96, keypoint_list)
-    assert prepare_data.read_labels(tmp_path / "a.xml", 64, 96) == keypoint_list
+    assert load("01_prepare_data").read_labels(tmp_path / "a.xml", 64, 96) == keypoint_list
 
 
 def test_a_box_that_sticks_out_is_written_cut_and_marked_truncated(tmp_path):
-    common.write_labelimg_xml(tmp_path / "a.xml", "a.jpg", 64, 96, [{"class": "eye", "box": [-5.0, 80.0, 25.0, 110.0]},
-                                                                    {"class": "eye", "box": [5.0, 8.0, 35.0, 38.0]}])
+    box_list = [[-5.0, 80.0, 25.0, 110.0], [5.0, 8.0, 35.0, 38.0]]
+    common.write_labelimg_xml(tmp_path / "a.xml", "a.jpg", 64, 96,
+                              [{"class": "eye", "box": box} for box in box_list])
     text = (tmp_path / "a.xml").read_text(encoding="utf-8")
-    assert text.count("<truncated>1</truncated>") == 1 and text.count("<truncated>0</truncated>") == 1
-    assert load("01_prepare_data").read_labels(tmp_path / "a.xml", 64, 96)[0]["box"] == [0, 80, 25, 96]
+    assert text.count("<truncated>1</truncated>") == text.count("<truncated>0</truncated>") == 1
+    keypoint_list = load("01_prepare_data").read_labels(tmp_path / "a.xml", 64, 96)
+    assert keypoint_list[0]["box"] == [0, 80, 25, 96]
 
 
-# ---------------------------------------------------------------- errors and progress
+# ---------------------------------------------------------------- what is said, and progress
+
+def test_the_next_command_names_the_data_folder_where_it_is_not_the_default():
+    assert common.command("03_train.py", common.DATA_FOLDER) == "python 03_train.py"
+    folder = Path("my 'own' data")
+    line = common.command("05_predict.py", folder, "a b.jpg", "--threshold", 0.5)
+    assert shlex.split(line) == ["python", "05_predict.py", "--data", str(folder), "a b.jpg",
+                                 "--threshold", "0.5"]
+
 
 @pytest.mark.parametrize("error, sentence", [
     (common.UserError("a.jpg: bad"), "error: a.jpg: bad"),
-    (OSError(28, "No space left on device", "/disk/file"), "error: No space left on device: /disk/file"),
+    (OSError(28, "No space left on device", "/disk/file"),
+     "error: No space left on device: /disk/file"),
     (KeyboardInterrupt(), "stopped by Ctrl-C")])
 def test_what_a_user_can_mend_ends_in_one_sentence(error, sentence):
     def main():
@@ -219,11 +355,12 @@ def test_a_programming_error_is_not_hidden():
 
 def test_progress_into_a_file_prints_at_most_ten_plain_lines(capsys):
     progress = common.Progress(1000, "training")
-    progress.start_time -= 60  # as if it had taken a minute: what is done at once needs fewer lines still
+    progress.start_time -= 60  # as if it had taken a minute: what is done at once needs fewer lines
     for done in range(1, 1001):
         progress.show(done, "loss 1")
-    out = capsys.readouterr().out
-    assert "\r" not in out and 9 <= len(out.splitlines()) <= 11 and "1000/1000" in out.splitlines()[-1]
+    line_list = capsys.readouterr().out.splitlines()
+    assert 9 <= len(line_list) <= 11 and "1000/1000" in line_list[-1]
+    assert not any("\r" in line for line in line_list)
 
 
 def test_progress_on_a_terminal_refreshes_one_line_and_ends_it(capsys, monkeypatch):
@@ -234,14 +371,12 @@ def test_progress_on_a_terminal_refreshes_one_line_and_ends_it(capsys, monkeypat
         progress.show(done, "x" * 500)
     out = capsys.readouterr().out
     assert out.count("\r") == 3 and out.count("\n") == 1 and out.endswith("\n") and "3/3" in out
-    assert len({len(line) for line in out.strip("\n").split("\r")[1:]}) == 1  # each overwrites all of the one before
+    line_list = out.strip("\n").split("\r")[1:]
+    assert len({len(line) for line in line_list}) == 1  # each overwrites all of the one before
 
 
 def test_progress_after_resuming_counts_only_what_this_run_did(capsys):
     progress = common.Progress(100, "training", first=90)
     progress.start_time -= 10  # ten seconds ago
     progress.show(91)  # one done in this run: ten seconds each, nine to go
-    left = capsys.readouterr().out
-    assert "1:30 left" in left
-
-
+    assert "1:30 left" in capsys.readouterr().out
