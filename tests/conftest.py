@@ -1,4 +1,4 @@
-"""What several test files need: the scripts as modules, tiny data sets, and ways to run a script as a user does."""
+"""What several test files need: the scripts as modules, tiny data sets, ways to run a script."""
 
 import importlib
 import io
@@ -18,9 +18,12 @@ from PIL import Image
 import common
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}  # of programs
 
 torch.set_num_threads(1)  # the networks here are tiny: more threads would only wait for each other
 
+
+# ---------------------------------------------------------------- running a script
 
 def load(name):
     """A script as a module; its name starts with a digit, so `import` cannot say it."""
@@ -29,13 +32,14 @@ def load(name):
 
 def run_script(script, *arguments, environment=None):
     """Run a script in a process of its own, as a user does; returns what subprocess.run returns."""
-    return subprocess.run([sys.executable, str(REPOSITORY / script), *map(str, arguments)], capture_output=True, text=True,
-                          encoding="utf-8", errors="replace", timeout=120, cwd=REPOSITORY,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", **(environment or {})})
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / script), *map(str, arguments)],
+        capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=120,
+        cwd=REPOSITORY, env={**ENVIRONMENT, **(environment or {})})
 
 
 def call_main(module, monkeypatch, *arguments):
-    """Call a script's main() in this process: the exit code and the sentence, (0, "") if all went well.
+    """Call a script's main() in this process: exit code and sentence, (0, "") if all went well.
 
     An exception that a user would see as a traceback comes through and fails the test.
     """
@@ -47,6 +51,19 @@ def call_main(module, monkeypatch, *arguments):
     return 0, ""
 
 
+def sentence_of(module, monkeypatch, *arguments):
+    """Run a script's main() where it must end in one sentence; returns it."""
+    code, sentence = call_main(module, monkeypatch, *arguments)
+    assert code == 1 and sentence.startswith("error: "), (code, sentence)
+    assert "\n" not in sentence and len(sentence) < 600
+    return sentence
+
+
+def contents(folder):
+    """All files below a folder, as {path: bytes}."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @contextmanager
 def full_disk(most_bytes):
     """No file may grow beyond so many bytes: write fails half way, as on a full disk."""
@@ -54,18 +71,35 @@ def full_disk(most_bytes):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
     try:
-        with redirect_stdout(io.StringIO()):  # pytest collects what is printed in a file, which must not be the one that is full
+        # pytest collects what is printed in a file, which must not be the one that is full
+        with redirect_stdout(io.StringIO()):
             yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    """Scripts put their own answers to Ctrl-C and SIGTERM in place; the tests' own must stay."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------- pictures
+
+def noise_image(seed, height=96, width=64):
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
 def paint_dot(image_3d_array, x, y, sigma=3.0, peak=200.0):
-    """Add a bell-shaped bright dot, whose intensity-weighted centre is (x, y), to a uint8 picture."""
+    """Add a bell-shaped bright dot, whose intensity-weighted centre is (x, y), to a picture."""
     height, width = image_3d_array.shape[:2]
     column, row = np.arange(width)[None, :] + 0.5, np.arange(height)[:, None] + 0.5
     dot = peak * np.exp(-((column - x) ** 2 + (row - y) ** 2) / (2 * sigma ** 2))
-    image_3d_array[:] = np.minimum(image_3d_array + np.round(dot)[:, :, None], 255).astype(np.uint8)
+    image_3d_array[:] = np.minimum(image_3d_array + np.round(dot)[:, :, None], 255)
 
 
 def centroid(grey_2d_array):
@@ -75,10 +109,13 @@ def centroid(grey_2d_array):
             (grey.sum(axis=1) @ (np.arange(grey.shape[0]) + 0.5)) / grey.sum())
 
 
-class Sees(load("02_model").KeypointNet):
-    """A network that knows: it answers for every pure white (class 1) and pure red (class 2) pixel, exactly.
+# ---------------------------------------------------------------- networks
 
-    snap: it answers to whole multiples of so many px, so its answer does depend on the place in the cell.
+class Sees(load("02_model").KeypointNet):
+    """A network that knows: it answers for every pure white pixel (class 1) and red one (class 2).
+
+    snap: it answers whole multiples of so many px, so that its answer depends on the place in the
+    cell. Cells that know the same keypoint are a little less sure the nearer to the upper left.
     """
 
     def __init__(self, snap=None):
@@ -93,56 +130,86 @@ class Sees(load("02_model").KeypointNet):
         label_list = []
         for class_id, colour in ((1, (255, 255, 255)), (2, (255, 0, 0))):
             is_colour = (images_4d == torch.tensor(colour)[None, :, None, None]).all(dim=1)
-            label_list += [(picture, class_id, column + 0.5, row + 0.5) for picture, row, column in is_colour.nonzero().tolist()]
+            label_list += [(picture, class_id, column + 0.5, row + 0.5)
+                           for picture, row, column in is_colour.nonzero().tolist()]
         label_2d_array = np.array(label_list, np.float32).reshape(-1, 4)
         if self.snap:
             label_2d_array[:, 2:] = label_2d_array[:, 2:] // self.snap * self.snap
         gt_offset_4d_array, gt_class_id_3d_array = model.match(label_2d_array, count, rows, columns)
-        class_id_3d = torch.from_numpy(gt_class_id_3d_array).clamp(min=0)
-        score_4d = 10.0 * torch.nn.functional.one_hot(class_id_3d, 3).permute(0, 3, 1, 2)
-        score_4d = score_4d + torch.linspace(0, 0.1, rows * columns).view(rows, columns)[None, None] * torch.tensor([0, 1, 1])[None, :, None, None]
-        return torch.cat((torch.from_numpy(gt_offset_4d_array) / model.OFFSET_UNIT, score_4d), dim=1)
+        score_4d = 10.0 * one_hot(gt_class_id_3d_array, 3)
+        score_4d[:, 1:] += torch.linspace(0, 0.1, rows * columns).view(rows, columns)
+        offset_4d = torch.from_numpy(gt_offset_4d_array) / model.OFFSET_UNIT
+        return torch.cat((offset_4d, score_4d), dim=1)
 
+
+def one_hot(class_id_3d_array, class_count):
+    """Class ids `[N, rows, columns]` as float `[N, class_count, rows, columns]`."""
+    class_id_3d = torch.as_tensor(class_id_3d_array)
+    return torch.nn.functional.one_hot(class_id_3d, class_count).permute(0, 3, 1, 2).float()
+
+
+def save_weights(data, category_list=("background", "keyPoint_1", "keyPoint_2"), max_per_class=1):
+    """Untrained weights: they mean nothing, but with --threshold 0 there is one of each class."""
+    torch.manual_seed(0)
+    network = load("02_model").KeypointNet(len(category_list))
+    data.mkdir(parents=True, exist_ok=True)
+    torch.save({"network": network.state_dict(), "category_list": list(category_list),
+                "box_size": [30.0, 30.0], "max_per_class": max_per_class}, data / "weights.pt")
+
+
+def make_small(train, model, setattr):
+    """An update in milliseconds: eight channels a layer, small crops and batches, no crops drawn.
+
+    Kernels, strides and paddings stay, so a cell sees what it always sees.
+    """
+    setattr(model, "LAYER_LIST", [(*geometry, 8) for *geometry, _ in model.LAYER_LIST])
+    setattr(train, "BATCH", 3)
+    setattr(train, "CROP", 64)
+    setattr(train, "draw_crops", lambda *arguments: None)
+
+
+@pytest.fixture
+def small_training(monkeypatch):
+    """03_train.py with a tiny network, crops and batches."""
+    make_small(load("03_train"), load("02_model"), monkeypatch.setattr)
+    return load("03_train")
+
+
+# ---------------------------------------------------------------- data sets
 
 def xml_text(box_list, width=64, height=96, root="annotation"):
-    """LabelImg's XML as text; box_list: (name, xmin, ymin, xmax, ymax), each value written as it is."""
+    """LabelImg's XML as text; box_list: (name, xmin, ymin, xmax, ymax), values as they are."""
     objects = "".join(
-        f"<object><name>{escape(str(name))}</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult><bndbox>"
-        f"<xmin>{xmin}</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax></bndbox></object>"
+        f"<object><name>{escape(str(name))}</name><pose>Unspecified</pose>"
+        f"<truncated>0</truncated><difficult>0</difficult><bndbox><xmin>{xmin}</xmin>"
+        f"<ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax></bndbox></object>"
         for name, xmin, ymin, xmax, ymax in box_list)
-    return (f"<{root}><folder>images</folder><filename>a.jpg</filename><size><width>{width}</width><height>{height}</height>"
-            f"<depth>3</depth></size><segmented>0</segmented>{objects}</{root}>")
+    return (f"<{root}><folder>images</folder><filename>a.jpg</filename>"
+            f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
+            f"<segmented>0</segmented>{objects}</{root}>")
 
 
 def write_example(folder, name, box_list, width=64, height=96, suffix=".png", seed=0):
     """A small noisy picture and its XML, side by side in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng([seed, len(name), *map(ord, name[:20])]).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(folder / f"{name}{suffix}")
+    noise_image([seed, len(name), *map(ord, name[:20])], height, width).save(
+        folder / f"{name}{suffix}")
     (folder / f"{name}.xml").write_text(xml_text(box_list, width, height), encoding="utf-8")
 
 
 def write_own_pictures(folder, count=10, class_list=("left eye", "right eye")):
     """A folder as a reader might have it: small pictures, two classes, the last one empty."""
     for number in range(count):
-        boxes = [(name, 20 + 2 * number - 15, 30 + 30 * i - 15, 20 + 2 * number + 15, 30 + 30 * i + 15)
+        x = 20 + 2 * number
+        boxes = [(name, x - 15, 15 + 30 * i, x + 15, 45 + 30 * i)
                  for i, name in enumerate(class_list)]
         write_example(folder, f"picture {number}", boxes if number < count - 1 else [], seed=number)
     return folder
 
 
-@pytest.fixture(autouse=True)
-def signals_as_before():
-    """Training puts its own answers to Ctrl-C and SIGTERM in place; the tests' own Ctrl-C must work all the same."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
-    """A data folder with twelve drawn pictures, made as a user makes it. Tests must not change it."""
+    """A data folder with twelve drawn pictures, made as a user makes it. It must not be changed."""
     folder = tmp_path_factory.mktemp("drawn")
     result = run_script("01_prepare_data.py", "--pictures", 12, "--data", folder)
     assert result.returncode == 0, result.stderr
@@ -152,23 +219,9 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def own(tmp_path_factory):
-    """A data folder made from ten small pictures labelled in LabelImg's way. Tests must not change it."""
+    """A data folder made from ten small pictures labelled in LabelImg's way; not to be changed."""
     folder = tmp_path_factory.mktemp("own")
-    result = run_script("01_prepare_data.py", "--source", write_own_pictures(folder / "my pictures"), "--data", folder / "data")
+    source = write_own_pictures(folder / "my pictures")
+    result = run_script("01_prepare_data.py", "--source", source, "--data", folder / "data")
     assert result.returncode == 0, result.stderr
     return folder / "data"
-
-
-@pytest.fixture
-def small_training(monkeypatch):
-    """03_train.py with a tiny network, crops and batches: an update takes milliseconds."""
-    train, model = load("03_train"), load("02_model")
-    make_small(train, model, monkeypatch.setattr)
-    return train
-
-
-def make_small(train, model, setattr):
-    """Shrink the layers (kernels, strides and paddings stay), the crops and the batches."""
-    setattr(model, "LAYER_LIST", [(kernel, stride, padding, 8) for kernel, stride, padding, _ in model.LAYER_LIST])
-    setattr(train, "BATCH", 3)
-    setattr(train, "CROP", 64)

@@ -218,13 +218,15 @@ def test_the_label_is_drawn_in_place_of_the_class():
 
 
 def test_texts_of_keypoints_side_by_side_take_places_of_their_own():
-    box_list = [[x, 100, x + 30, 130] for x in (100, 110, 120)]
+    box_list = [[x, 100, x + 30, 130] for x in (100, 140, 180)]
     taken_list = list(box_list)
-    place_list = [common.place_text(box, (60, 12), (400, 400), taken_list) for box in box_list]
-    for i, (x, y) in enumerate(place_list):
+    for box in box_list:
+        x, y = common.place_text(box, (60, 12), (400, 400), taken_list)
         assert 0 <= x <= 400 - 60 and 0 <= y <= 400 - 12
-        for other_x, other_y in place_list[:i]:
-            assert abs(x - other_x) >= 60 or abs(y - other_y) >= 12
+    for i, (left, top, right, bottom) in enumerate(taken_list):
+        for other_left, other_top, other_right, other_bottom in taken_list[:i]:
+            assert (right <= other_left or other_right <= left
+                    or bottom <= other_top or other_bottom <= top)
 
 
 # ---------------------------------------------------------------- names in other scripts
