@@ -1,10 +1,13 @@
-"""05_predict.py on the command line: good and bad files together, JSON, LabelImg XML and the way back into 01."""
+"""05_predict.py on the command line: drawn pictures, maps, JSON, LabelImg XML and the way into 01.
 
-import importlib
+Nothing of the user's is written over. What bad pictures and odd places do stands here, too, since
+a user meets both; the service is in test_serve.py.
+"""
+
 import json
-import subprocess
-import sys
-import time
+import shlex
+import struct
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +16,13 @@ import torch
 from PIL import Image
 
 import common
+from conftest import (REPOSITORY, Sees, call_main, contents, load, noise_image, run_script,
+                      save_weights, sentence_of)
 
-model = importlib.import_module("02_model")
-prepare = importlib.import_module("01_prepare_data")
-predict = importlib.import_module("05_predict")
+model, prepare, predict = load("02_model"), load("01_prepare_data"), load("05_predict")
 
-SCRIPT = Path(predict.__file__)
-
-
-def save_weights(data_folder: Path, category_list=("background", "keyPoint_1", "keyPoint_2"), max_per_class: int = 1) -> None:
-    """Untrained weights: their answers mean nothing, but with --threshold 0 there is one of each class."""
-    torch.manual_seed(0)
-    network = model.KeypointNet(len(category_list))
-    data_folder.mkdir(parents=True, exist_ok=True)
-    torch.save({"network": network.state_dict(), "category_list": list(category_list), "box_size": [30.0, 30.0],
-                "max_per_class": max_per_class}, data_folder / "weights.pt")
-
-
-def noise_image(seed: int, height: int = 96, width: int = 64) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
+ABOUT_DICT = {"category_list": ["background", "keyPoint_1", "keyPoint_2"], "box_size": [30.0, 30.0],
+              "max_per_class": 1}
 
 
 @pytest.fixture
@@ -45,36 +36,172 @@ def data(tmp_path) -> Path:
 
 
 def call(monkeypatch, capsys, *arguments) -> str:
-    """Run the script's main() as a command line would; returns what it printed."""
-    monkeypatch.setattr(sys, "argv", ["05_predict.py", *map(str, arguments)])
-    predict.main()
+    """Run the script's main() as a command line would, to a good end; returns what it printed."""
+    assert call_main(predict, monkeypatch, *arguments) == (0, "")
     return capsys.readouterr().out
 
+
+def read_json(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def odd_exif_bytes() -> bytes:
+    """EXIF as some programs write it: ImageWidth as a fraction; and Orientation 6, upright."""
+    head = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", 2)
+    width = struct.pack("<HHII", 0x0100, 5, 1, 38)
+    orientation = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    return b"Exif\0\0" + head + width + orientation + struct.pack("<III", 0, 64, 1)
+
+
+# ---------------------------------------------------------------- what it finds and writes
 
 def test_without_a_picture_it_takes_the_samples(data, monkeypatch, capsys):
     output = call(monkeypatch, capsys, "--data", data)
     assert output.splitlines()[0] == f"using {data / 'weights.pt'}"
-    assert sorted(path.name for path in (data / "results" / "predictions").iterdir()) == ["0.png", "1.png", "2.png"]
-    assert "nothing reaches 0.5; best: keyPoint_1 0." in output  # untrained, and it says how near it came
+    predictions = data / "results" / "predictions"
+    assert sorted(path.name for path in predictions.iterdir()) == ["0.png", "1.png", "2.png"]
+    assert output.count("keyPoint_1 0.") == 3  # untrained; it says how near it came
+    call(monkeypatch, capsys, "--data", data)  # what it drew itself it may draw again
 
 
-def test_json_has_the_format_of_the_design_and_drawn_pictures_their_size(data, tmp_path, monkeypatch, capsys):
-    call(monkeypatch, capsys, "--data", data, "--threshold", 0, "--json", tmp_path / "new" / "found.json",
+@pytest.mark.filterwarnings("error")
+def test_the_samples_of_the_repository_are_found_where_their_labels_say(tmp_path):
+    """The first thing that a user does, with the weights that come along."""
+    result = run_script("05_predict.py", "--json", tmp_path / "found.json", "--out", tmp_path)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    entry_list = read_json(tmp_path / "found.json")
+    assert len(entry_list) == 6
+    for entry in entry_list:
+        label_list = []
+        for item in ElementTree.parse(Path(entry["image"]).with_suffix(".xml")).iter("object"):
+            xmin, ymin, xmax, ymax = (float(value.text) for value in item.find("bndbox"))
+            label_list.append((item.findtext("name"), (xmin + xmax) / 2, (ymin + ymax) / 2))
+        assert len(label_list) == len(entry["keypoints"])
+        for keypoint, (name, x, y) in zip(entry["keypoints"], sorted(label_list)):
+            assert keypoint["class"] == name
+            assert (keypoint["x"], keypoint["y"]) == pytest.approx((x, y), abs=3)
+
+
+def test_json_has_the_format_of_the_design_and_drawn_pictures_their_size(
+        data, tmp_path, monkeypatch, capsys):
+    found = tmp_path / "new" / "found.json"
+    call(monkeypatch, capsys, "--data", data, "--threshold", 0, "--json", found,
          "--out", tmp_path / "drawn")
-    entry_list = json.loads((tmp_path / "new" / "found.json").read_text(encoding="utf-8"))
-    assert [entry["image"] for entry in entry_list] == [str(data / "sample" / f"{i}.png") for i in range(3)]
+    entry_list = read_json(found)
+    assert [entry["image"] for entry in entry_list] == [
+        str(data / "sample" / f"{i}.png") for i in range(3)]
     for entry in entry_list:
         assert list(entry) == ["image", "keypoints"]
-        assert [keypoint["class"] for keypoint in entry["keypoints"]] == ["keyPoint_1", "keyPoint_2"]
+        assert [k["class"] for k in entry["keypoints"]] == ["keyPoint_1", "keyPoint_2"]
         for keypoint in entry["keypoints"]:
-            assert list(keypoint) == ["class", "x", "y", "score", "box"] and 0 <= keypoint["score"] <= 1
+            assert list(keypoint) == ["class", "x", "y", "score", "box"]
+            assert 0 <= keypoint["score"] <= 1
             xmin, ymin, xmax, ymax = keypoint["box"]
             assert (xmax - xmin, ymax - ymin) == pytest.approx((30, 30), abs=0.011)
-            assert ((xmin + xmax) / 2, (ymin + ymax) / 2) == pytest.approx((keypoint["x"], keypoint["y"]), abs=0.011)
+            middle = (xmin + xmax) / 2, (ymin + ymax) / 2
+            assert middle == pytest.approx((keypoint["x"], keypoint["y"]), abs=0.011)
     with Image.open(tmp_path / "drawn" / "0.png") as drawn:
         assert drawn.size == (64, 96)
         assert np.any(np.asarray(drawn) != np.asarray(noise_image(0)))
 
+
+def test_an_answer_in_the_padding_is_none(monkeypatch):
+    """40 px are padded to 64: at x 60 the whole box lies in the padding, at x 50 it does not."""
+    def answers(network, about_dict, image_3d_array, threshold):
+        return [{"class": "keyPoint_1", "x": x, "y": 20.0, "score": 0.9,
+                 "box": [x - 15, 5.0, x + 15, 35.0]} for x in (60.0, 50.0, 20.0)]
+    monkeypatch.setattr(model, "find_keypoints", answers)
+    keypoint_list = predict.predict(None, {}, np.zeros((64, 40, 3), np.uint8), 0.5)
+    assert [keypoint["x"] for keypoint in keypoint_list] == [50.0, 20.0]
+
+
+def test_a_threshold_that_nothing_reaches_is_never_shown_as_reached(data, monkeypatch, capsys):
+    maps = np.full((2, 3, 2), 0.99998, np.float32)
+    monkeypatch.setattr(predict, "class_maps", lambda *arguments: maps)
+    output = call(monkeypatch, capsys, "--data", data, "--threshold", 1)
+    assert output.count("keyPoint_1 0.999, keyPoint_2 0.999") == 3 and "1.000" not in output
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(data, tmp_path, monkeypatch, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        noise_image(1).save(tmp_path / folder / "same.png")
+    noise_image(2).save(tmp_path / "b" / "same.jpg")
+    noise_image(3).save(tmp_path / "b" / "same_map.jpg")
+    out = tmp_path / "out"
+    call(monkeypatch, capsys, tmp_path / "a", tmp_path / "b", tmp_path / "a" / "same.png",
+         "--data", data, "--out", out, "--xml", "--map")
+    assert sorted(path.name for path in out.glob("*.png")) == [
+        "same.png", "same_2.png", "same_2_map.png", "same_3.png", "same_3_map.png",
+        "same_map.png", "same_map_2.png", "same_map_2_map.png"]
+    assert sorted(path.name for path in (out / "labelimg").iterdir()) == [
+        "same.png", "same.xml", "same_2.jpg", "same_2.xml", "same_3.png", "same_3.xml",
+        "same_map_2.jpg", "same_map_2.xml"]
+
+
+def test_the_next_line_can_be_typed_as_it_stands(data, tmp_path, monkeypatch, capsys):
+    mine = data.rename(tmp_path / "my data")
+    next_line = call(monkeypatch, capsys, "--data", mine).splitlines()[-1]
+    words = shlex.split(next_line.removeprefix("next: "))
+    assert words == ["python", "06_model_analysis.py", "--data", str(mine)]
+    out = tmp_path / "round 2"
+    next_line = call(monkeypatch, capsys, "--data", mine, "--xml", "--out", out).splitlines()[-1]
+    words = shlex.split(next_line)
+    assert words[words.index("--source") + 1] == str(out / "labelimg")
+
+
+def test_class_names_are_drawn_as_names_to_draw_says(data, monkeypatch, capsys):
+    """A class that no font can write is drawn as its number; JSON and lines keep the name."""
+    save_weights(data, ["background", "左眼", "右眼"])
+    seen_list = []
+
+    def draw(image, keypoint_list):
+        seen_list.extend(keypoint_list)
+        return image
+    monkeypatch.setattr(predict, "draw_keypoints", draw)
+    monkeypatch.setattr(predict, "names_to_draw", lambda name_list: ["0", "1", "2"])
+    output = call(monkeypatch, capsys, "--data", data, "--threshold", 0, "--map")
+    assert {(k["class"], k["label"]) for k in seen_list} == {("左眼", "1"), ("右眼", "2")}
+    assert len({k["colour"] for k in seen_list}) == 2 and "左眼" in output
+
+
+# ---------------------------------------------------------------- the map
+
+def test_a_map_holds_the_probability_of_each_class_in_each_cell():
+    image_3d_array = np.zeros((90, 64, 3), np.uint8)
+    image_3d_array[40, 50] = 255  # class 1, in the cell at row 1, column 1
+    map_3d_array = predict.class_maps(Sees().eval(), image_3d_array)
+    assert map_3d_array.shape == (2, 3, 2) and map_3d_array.dtype == np.float32
+    assert 0 <= map_3d_array.min() and map_3d_array.sum(axis=0).max() < 1
+    keypoint, = predict.predict(Sees().eval(), ABOUT_DICT, image_3d_array, 0.5)
+    assert keypoint["score"] == pytest.approx(map_3d_array[0].max(), abs=1e-4)
+    assert map_3d_array[0, 1, 1] > 0.99 and map_3d_array[1].max() < 0.01
+
+
+@pytest.mark.parametrize("height, width", [(320, 64), (64, 320), (310, 60)])
+def test_a_drawn_map_shows_the_picture_lit_where_a_class_is_likely(height, width):
+    image_3d_array = np.full((height, width, 3), 200, np.uint8)
+    map_3d_array = np.zeros((2, -(-height // 32), -(-width // 32)), np.float32)
+    map_3d_array[0, 0, 0], map_3d_array[1, -1, -1] = 0.8, 0.02
+    style_list = [{"class": name, "colour": "#00e5ff"} for name in ("a", "b")]
+    drawn = Image.fromarray(image_3d_array)
+    found = np.asarray(predict.draw_map(drawn, image_3d_array, map_3d_array, style_list))
+    first, lit, dark = np.split(found, 3, axis=1 if height > width else 0)
+    assert np.array_equal(first, image_3d_array)
+    assert abs(int(lit[26, 10, 0]) - 200 * (0.3 + 0.7 * 0.8)) <= 1  # inside of the likely cell
+    assert abs(int(dark[26, 10, 0]) - 60) <= 1
+    for panel in (lit, dark):  # the best cell of each class is marked, however low it is
+        assert (panel == (0, 229, 255)).all(axis=2).sum() > 50
+
+
+def test_maps_are_written_beside_the_drawn_pictures(data, monkeypatch, capsys):
+    save_weights(data, ["background", *"abcdefgh"])
+    call(monkeypatch, capsys, "--data", data, "--map")
+    with Image.open(data / "results" / "predictions" / "1_map.png") as image:
+        assert image.size == (64 * 7, 96)  # the picture and the six likeliest of eight classes
+
+
+# ---------------------------------------------------------------- bad pictures, bad command lines
 
 def test_bad_pictures_get_their_sentence_and_the_others_go_on(data, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "mixed"
@@ -84,138 +211,134 @@ def test_bad_pictures_get_their_sentence_and_the_others_go_on(data, tmp_path, mo
     noise_image(3).convert("L").save(folder / "grey.png")
     noise_image(4).convert("RGBA").save(folder / "rgba.png")
     noise_image(5).convert("P").save(folder / "palette.png")
-    Image.fromarray(np.random.default_rng(6).integers(0, 65535, (96, 64), dtype=np.uint16)).save(folder / "sixteen.png")
+    sixteen_2d_array = np.random.default_rng(6).integers(0, 65535, (96, 64), dtype=np.uint16)
+    Image.fromarray(sixteen_2d_array).save(folder / "sixteen.png")
     noise_image(7, 1, 1).save(folder / "one_pixel.png")
     noise_image(8, 417, 33).save(folder / "odd_size.bmp")
     exif = Image.Exif()
-    exif[0x0112] = 6  # a telephone held upright: 64 wide and 96 high on disk, 96 x 64 for the eye
+    exif[0x0112] = 6  # a telephone held upright: 64 wide, 96 high on disk, 96 x 64 for the eye
     noise_image(9).save(folder / "turned.jpg", exif=exif)
+    noise_image(9).save(folder / "odd_exif.jpg", exif=odd_exif_bytes())
     (folder / "empty.png").write_bytes(b"")
     (folder / "text.jpg").write_text("no picture")
     (folder / "half.png").write_bytes((folder / "good.jpg").read_bytes()[:400])
     (folder / "notes.txt").write_text("not looked at")
     (folder / ".hidden.png").write_text("not looked at")
-    bomb = Image.new("1", (9000, 9000))
-    bomb.save(folder / "bomb.png")
-    (tmp_path / "no_pictures").mkdir()
-    with pytest.raises(common.UserError, match="6 of what you named"):
-        call(monkeypatch, capsys, folder, tmp_path / "no_pictures", tmp_path / "missing.jpg", "--data", data,
-             "--json", tmp_path / "found.json")
+    Image.new("1", (9000, 9000)).save(folder / "bomb.png")
+    missing, found = tmp_path / "missing.jpg", tmp_path / "found.json"
+    sentence = sentence_of(predict, monkeypatch, folder, missing, "--data", data, "--json", found)
+    assert "5 of 15" in sentence
     output = capsys.readouterr().out
-    bad_list = sorted(line for line in output.splitlines() if line.startswith("bad: "))
-    assert len(bad_list) == 6 and "Traceback" not in output
-    for name, words in (("empty.png", "not a readable picture"), ("text.jpg", "not a readable picture"),
-                        ("half.png", "not a readable picture"), ("bomb.png", "9000 x 9000 px is more than"),
-                        ("no_pictures", "holds no picture"), ("missing.jpg", "no such file")):
+    bad_list = [line for line in output.splitlines() if line.startswith("bad: ")]
+    assert len(bad_list) == 5
+    for name, words in (("empty.png", "not a readable picture"), ("bomb.png", "9000 x 9000 px"),
+                        ("text.jpg", "not a readable picture"), ("missing.jpg", "no such file"),
+                        ("half.png", "not a readable picture")):
         assert sum(name in line and words in line for line in bad_list) == 1, name
-    entry_list = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
-    assert sorted(Path(entry["image"]).stem for entry in entry_list) == \
-        ["cmyk", "good", "grey", "odd_size", "one_pixel", "palette", "rgba", "sixteen", "turned"]
-    assert "turned.jpg  96 x 64 px" in output
-
-
-def test_pictures_of_one_name_do_not_overwrite_each_other(data, tmp_path, monkeypatch, capsys):
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        noise_image(1).save(tmp_path / folder / "same.png")
-    noise_image(2).save(tmp_path / "b" / "same.jpg")
-    call(monkeypatch, capsys, tmp_path / "a", tmp_path / "b", tmp_path / "a" / "same.png", "--data", data,
-         "--out", tmp_path / "out", "--xml")
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["same.png", "same_2.png", "same_3.png"]
-    assert sorted(path.name for path in (tmp_path / "out" / "labelimg").iterdir()) == \
-        ["same.png", "same.xml", "same_2.jpg", "same_2.xml", "same_3.png", "same_3.xml"]
-
-
-def test_xml_goes_back_into_01_and_gives_the_same_points(data, tmp_path, monkeypatch, capsys):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for seed in range(6):
-        noise_image(seed, 160, 96).save(pictures / f"{seed}.JPG")
-    noise_image(9, 160, 96).save(pictures / "other.webp")  # 01 does not look for WEBP, so the copy is a PNG
-    call(monkeypatch, capsys, pictures, pictures / "other.webp", "--data", data, "--threshold", 0, "--xml",
-         "--json", tmp_path / "found.json", "--out", tmp_path / "out")
-    monkeypatch.setattr(sys, "argv", ["01", "--source", str(tmp_path / "out" / "labelimg"), "--data", str(tmp_path / "round_2")])
-    prepare.main()
-    dataset_dict = json.loads((tmp_path / "round_2" / "dataset.json").read_text(encoding="utf-8"))
-    assert dataset_dict["category_list"] == ["background", "keyPoint_1", "keyPoint_2"] and dataset_dict["box_size"] == [30, 30]
-    entry_list = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
-    entry_dict = {Path(entry["image"]).stem: entry["keypoints"] for entry in entry_list}
-    seen = 0
-    for split in ("train", "test"):
-        label_2d_array = np.load(tmp_path / "round_2" / f"{split}_labels.npy")
-        for index, class_id, x, y in label_2d_array:
-            keypoint = entry_dict[Path(dataset_dict[split]["file_list"][int(index)]).stem][int(class_id) - 1]
-            assert (x, y) == pytest.approx((min(max(keypoint["x"], 0), 96), min(max(keypoint["y"], 0), 160)), abs=0.02)
-            seen += 1
-    assert seen == 14 and sorted(entry_dict) == ["0", "1", "2", "3", "4", "5", "other"]
-    # Labels that were perhaps corrected by hand are not overwritten by a second run.
-    with pytest.raises(common.UserError, match="perhaps corrected by hand"):
-        call(monkeypatch, capsys, pictures, "--data", data, "--xml", "--out", tmp_path / "out")
-
-
-def test_an_answer_in_the_padding_is_none(data, monkeypatch):
-    """A picture 40 px wide is padded to 64; a point at x 60 has its whole box in the padding, one at x 50 has not."""
-    def answers(network, about_dict, image_3d_array, threshold):
-        return [{"class": "keyPoint_1", "x": x, "y": 20.0, "score": 0.9, "box": [x - 15, 5.0, x + 15, 35.0]}
-                for x in (60.0, 50.0, 20.0)]
-    monkeypatch.setattr(model, "find_keypoints", answers)
-    assert [keypoint["x"] for keypoint in predict.predict(None, {}, np.zeros((64, 40, 3), np.uint8), 0.5)] == [50.0, 20.0]
-
-
-def test_the_reader_passes_on_errors_in_order_and_dies_loudly(tmp_path, monkeypatch):
-    for seed in range(12):
-        noise_image(seed).save(tmp_path / f"{seed:02d}.png")
-    (tmp_path / "05.png").write_bytes(b"broken")
-    path_list = sorted(tmp_path.iterdir())
-    reader = predict.Reader(path_list)
-    reader.start()
-    time.sleep(0.2)
-    assert reader.queue.qsize() <= predict.QUEUE_SIZE  # it waits; memory stays flat
-    item_list = list(reader)
-    assert [path for path, _ in item_list] == path_list
-    assert [isinstance(picture, common.UserError) for _, picture in item_list] == [index == 5 for index in range(12)]
-    reader.join(timeout=5)
-    assert not reader.is_alive()
-
-    monkeypatch.setattr(predict, "read_image", lambda path: 1 / 0)
-    reader = predict.Reader(path_list)
-    reader.start()
-    with pytest.raises(ZeroDivisionError):  # or the loop would wait for ever
-        next(iter(reader))
-
-
-def test_a_long_run_shows_its_progress(data, tmp_path, monkeypatch, capsys):
-    for seed in range(predict.LONG_RUN):
-        noise_image(seed, 32, 32).save(tmp_path / f"{seed}.png")
-    output = call(monkeypatch, capsys, tmp_path, "--data", data)
-    assert f"predicting {predict.LONG_RUN}/{predict.LONG_RUN}" in output
-    assert sum("32 x 32 px" in line for line in output.splitlines()) == predict.LONG_RUN
+    assert sorted(Path(entry["image"]).stem for entry in read_json(found)) == [
+        "cmyk", "good", "grey", "odd_exif", "odd_size", "one_pixel", "palette", "rgba", "sixteen",
+        "turned"]
+    for name in ("turned.jpg", "odd_exif.jpg"):
+        assert f"{name}  96 x 64 px" in output
 
 
 @pytest.mark.parametrize("arguments, words", [
     (["--threshold", "1.5"], "--threshold must lie between 0 and 1"),
     (["--threshold", "nan"], "--threshold must lie between 0 and 1"),
     (["--threshold", "high"], "invalid float value"),
-    (["--serve", "127.0.0.1:0", "--xml"], "--serve takes its pictures from clients"),
-    (["--serve", "8000"], "not HOST:PORT"),
-    (["--serve", "127.0.0.1:99999"], "not HOST:PORT"),
-    (["--serve", "192.0.2.1:8000"], "cannot serve there"),  # an address that no machine has
-    (["--json", "."], "needs the name of a file"),
+    (["--serve", "127.0.0.1:0", "--xml"], "--serve takes pictures from clients"),
+    (["--serve", "127.0.0.1:0", "--map"], "--serve takes pictures from clients"),
+    (["--serve", "photo.jpg"], "HOST:PORT"),
+    (["--serve", "127.0.0.1:99999"], "HOST:PORT"),
+    (["--serve", "192.0.2.1:8000"], "192.0.2.1:8000: cannot serve there"),  # no machine's address
+    (["--json", "."], "must end in .json"),
+    (["--json", "photo.jpg"], "photo.jpg: the name must end in .json"),
+    (["nothing"], "nothing: no such folder, or no picture in it"),
     (["--data", "nowhere_at_all"], "no such"),
 ])
-def test_wrong_command_lines_get_one_sentence(arguments, words, data, tmp_path, monkeypatch, capsys):
+def test_wrong_command_lines_get_one_sentence(arguments, words, data, tmp_path, monkeypatch,
+                                              capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises((SystemExit, common.UserError)) as caught:
-        call(monkeypatch, capsys, "--data", data, *arguments)
-    sentence = capsys.readouterr().err + str(caught.value)
-    assert words in sentence and "Traceback" not in sentence
+    (tmp_path / "nothing").mkdir()
+    code, sentence = call_main(predict, monkeypatch, "--data", data, *arguments)
+    assert code in (1, 2) and words in sentence + capsys.readouterr().err
 
 
 def test_as_a_user_runs_it(data, tmp_path):
-    """The real command: the drawn picture is there, no warning is printed, and a bad file makes exit code 1."""
+    """The real command: nothing but one sentence in stderr, and exit code 1 for a bad file."""
     (tmp_path / "bad.png").write_bytes(b"x")
-    command = [sys.executable, str(SCRIPT), "--data", str(data), str(data / "sample"), str(tmp_path / "bad.png")]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60, cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.strip() == "error: 1 of what you named could not be read, see the lines that begin with bad: above"
+    result = run_script("05_predict.py", "--data", data, data / "sample", tmp_path / "bad.png")
+    assert result.returncode == 1 and result.stderr.startswith("error: 1 of 4 pictures")
+    assert result.stderr.count("\n") == 1
     assert len(list((data / "results" / "predictions").iterdir())) == 3
+
+
+# ---------------------------------------------------------------- nothing of the user's is lost
+
+def test_json_never_takes_the_place_of_another_file(data, tmp_path, monkeypatch, capsys):
+    photo, foreign, ours = (tmp_path / name for name in ("photo.jpg", "labels.json", "ours.json"))
+    noise_image(0).save(photo)
+    for text in ('{"version": "5.0", "shapes": []}', '["a", "b"]', '[{"image": "a.jpg"}]', "x"):
+        foreign.write_text(text)
+        before = contents(tmp_path)
+        sentence = sentence_of(predict, monkeypatch, "--data", data, "--json", foreign)
+        assert str(foreign) in sentence and "--json" in sentence
+        assert contents(tmp_path) == before
+    assert call_main(predict, monkeypatch, "--data", data, "--json", photo)[0] == 2
+    assert contents(tmp_path) == before
+    call(monkeypatch, capsys, "--data", data, "--json", ours)
+    call(monkeypatch, capsys, "--data", data, "--json", ours, photo)
+    assert len(read_json(ours)) == 1  # its own it may write again
+
+
+@pytest.mark.parametrize("name, arguments", [("1.png", []), ("1_map.png", ["--map"])])
+def test_drawn_pictures_never_take_the_place_of_other_files(data, tmp_path, monkeypatch, name,
+                                                            arguments):
+    out = tmp_path / "out"
+    out.mkdir()
+    for content in (contents(data)[data / "sample" / "0.png"], b"", b"no picture"):
+        (out / name).write_bytes(content)
+        before = contents(tmp_path)
+        sentence = sentence_of(predict, monkeypatch, "--data", data, "--out", out, *arguments)
+        assert str(out / name) in sentence and "--out" in sentence
+        assert contents(tmp_path) == before  # refused before anything is written
+
+
+def test_the_folder_of_the_pictures_is_not_drawn_into(data, monkeypatch):
+    noise_image(5).save(data / "sample" / "photo.jpg")  # photo.png would be new, but looked at
+    before = contents(data)
+    sentence = sentence_of(predict, monkeypatch, "--data", data, "--out", data / "sample",
+                           data / "sample" / "photo.jpg")
+    assert str(data / "sample") in sentence and contents(data) == before
+
+
+# ---------------------------------------------------------------- labels for LabelImg and 01
+
+def test_xml_goes_back_into_01_and_gives_the_same_points(data, tmp_path, monkeypatch, capsys):
+    pictures, out, round_2 = (tmp_path / name for name in ("pictures", "out", "round_2"))
+    pictures.mkdir()
+    for seed in range(6):
+        noise_image(seed, 160, 96).save(pictures / f"{seed}.JPG")
+    noise_image(9, 160, 96).save(pictures / "other.jfif", format="JPEG")  # 01 looks for no .jfif
+    arguments = ["--data", data, "--threshold", 0, "--xml", "--out", out]
+    call(monkeypatch, capsys, pictures, pictures / "other.jfif", "--json", tmp_path / "found.json",
+         *arguments)
+    assert call_main(prepare, monkeypatch, "--source", out / "labelimg", "--data", round_2)[0] == 0
+    dataset_dict = read_json(round_2 / "dataset.json")
+    assert dataset_dict["category_list"] == ["background", "keyPoint_1", "keyPoint_2"]
+    assert dataset_dict["box_size"] == [30, 30]
+    entry_dict = {Path(entry["image"]).stem: entry["keypoints"]
+                  for entry in read_json(tmp_path / "found.json")}
+    assert sorted(entry_dict) == ["0", "1", "2", "3", "4", "5", "other"]
+    count = 0
+    for split in ("train", "val", "test"):
+        for index, class_id, x, y in np.load(round_2 / f"{split}_labels.npy"):
+            stem = Path(dataset_dict[split]["file_list"][int(index)]).stem
+            keypoint = entry_dict[stem][int(class_id) - 1]
+            wanted = np.clip([keypoint["x"], keypoint["y"]], 0, [96, 160])
+            assert (x, y) == pytest.approx(wanted, abs=0.02)
+            count += 1
+    assert count == 14
+    before = contents(out)  # corrected by hand, perhaps: a second run must not touch them
+    assert str(out / "labelimg") in sentence_of(predict, monkeypatch, pictures, *arguments)
+    assert contents(out) == before
