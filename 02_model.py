@@ -42,7 +42,7 @@ LAYER_LIST = [
     (1, 1, 0, 128),
 ]
 OFFSET_UNIT = CELL / 2  # px; offsets are said in half cells: what is learned lies within -1 to 1
-NEIGHBOUR_REACH = CELL  # px; cells whose prior is nearer than this, in x and in y, learn, too
+NEIGHBOUR_REACH = 24  # px; a cell whose prior is nearer than this, in x and in y, learns, too
 
 
 # ---------------------------------------------------------------- the network
@@ -97,16 +97,16 @@ def match(label_2d_array: np.ndarray, picture_count: int, rows: int, columns: in
     label_2d_array: `[M, 4]`, a row a keypoint: picture, class id, x, y in px. Returns gt_offset
     `[N, 2, rows, columns]`, float32, px, and gt_class_id `[N, rows, columns]`, int64, 0 background.
 
-    A keypoint's own cell learns it, and so do the nearest beside it, at most four in all: one label
-    teaches four cells, and a keypoint on a border is no riddle. FCOS and YOLOX do likewise. Where
-    keypoints compete for a cell, the nearer wins; in its own cell a keypoint is within 16 px of the
-    prior, in any other farther away, so own cells are safe.
+    A keypoint's own cell learns it, and where it lies within 8 px of a border or a corner so do the
+    cells on the other side: one label teaches one, two or four cells, and none must guess who is in
+    charge. YOLOv5 does likewise, FCOS and YOLOX in their way. Where keypoints compete for a cell,
+    the nearer wins: within 16 px of the prior in its own cell, farther away in any other.
 
-    >>> gt_offset, gt_class_id = match(np.array([[0, 2, 40, 20]]), 1, 2, 3)
-    >>> gt_class_id[0].tolist()  # it lies in the cell at row 0, column 1, up-left of its middle ...
-    [[2, 2, 0], [2, 2, 0]]
-    >>> gt_offset[0, :, 0, 1].tolist()  # ... the prior (48, 16): 8 px to the left and 4 down
-    [-8.0, 4.0]
+    >>> gt_offset, gt_class_id = match(np.array([[0, 2, 39, 20]]), 1, 2, 3)
+    >>> gt_class_id[0].tolist()  # it lies at row 0, column 1, near the border to column 0 ...
+    [[2, 2, 0], [0, 0, 0]]
+    >>> gt_offset[0, :, 0, 1].tolist()  # ... 9 px left of its prior (48, 16) and 4 down
+    [-9.0, 4.0]
     """
     gt_offset_4d_array = np.zeros((picture_count, 2, rows, columns), np.float32)
     gt_class_id_3d_array = np.zeros((picture_count, rows, columns), np.int64)
@@ -138,8 +138,11 @@ def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0
     # 0, 3, 1 give 1 + 20.1 + 2.7 = 23.8, so 0.04, 0.84, 0.11. dim=1 is where the classes lie; over
     # dim=2 cells would compete with each other.
     score_4d = output_4d[:, 2:].softmax(dim=1)[:, 1:]  # [N, 2, 60, 10]; background is left out
-    is_best = is_best_of_picture if max_per_class == 1 else is_best_of_nine
-    answers_4d = is_best(score_4d) & (score_4d >= threshold)  # [N, 2, 60, 10], bool
+    if max_per_class == 1:
+        is_best_4d = is_best_of_picture(score_4d)  # [N, 2, 60, 10], bool
+    else:
+        is_best_4d = is_best_of_nine(score_4d, output_4d[:, :2])
+    answers_4d = is_best_4d & (score_4d >= threshold)  # [N, 2, 60, 10], bool
     priors_3d = make_priors(*score_4d.shape[2:], output_4d.device)  # [2, 60, 10]
     place_4d = priors_3d + output_4d[:, :2] * OFFSET_UNIT  # [N, 2, 60, 10]
     result_list = []
@@ -157,8 +160,14 @@ def is_best_of_picture(score_4d: torch.Tensor) -> torch.Tensor:
     return (torch.arange(score_3d.shape[2], device=best_3d.device) == best_3d).view_as(score_4d)
 
 
-def is_best_of_nine(score_4d: torch.Tensor) -> torch.Tensor:
-    """True in each cell that beats its eight neighbours; bool `[N, 2, 60, 10]` (CenterNet)."""
+def is_best_of_nine(score_4d: torch.Tensor, offset_4d: torch.Tensor) -> torch.Tensor:
+    """True in each cell that beats its eight neighbours; bool `[N, 2, 60, 10]` (CenterNet).
+
+    A cell that answers for a keypoint beyond its border does not count: it could beat two keypoints
+    at once, one on each side. On the border itself either cell may answer, hence 2 px more.
+    """
+    is_inside_4d = (offset_4d.abs() <= 1 + 2 / OFFSET_UNIT).all(dim=1, keepdim=True)
+    score_4d = score_4d * is_inside_4d  # [N, 2, 60, 10]
     # The winner's number is compared, not its score: a sure network gives neighbours exactly 1.
     _, best_4d = nn.functional.max_pool2d(score_4d, 3, stride=1, padding=1, return_indices=True)
     cell_1d = torch.arange(score_4d[0, 0].numel(), device=score_4d.device)  # [600]

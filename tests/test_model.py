@@ -122,9 +122,10 @@ def cells_that_learn(x, y, rows=3, columns=3):
 
 @pytest.mark.parametrize("x, y, expected", [
     (48, 48, [(1, 1)]),  # in the middle of its cell: no other is near
-    (40, 48, [(1, 0), (1, 1)]),
+    (39, 48, [(1, 0), (1, 1)]),
     (48, 60, [(1, 1), (2, 1)]),
-    (40, 60, [(1, 0), (1, 1), (2, 0), (2, 1)]),
+    (39, 60, [(1, 0), (1, 1), (2, 0), (2, 1)]),
+    (40, 56, [(1, 1)]),  # 8 px from both borders
     (32, 32, [(0, 0), (0, 1), (1, 0), (1, 1)]),  # on a corner
     (0, 0, [(0, 0)]),
     (95.99, 95.99, [(2, 2)])])
@@ -172,7 +173,7 @@ def test_the_own_cell_of_a_keypoint_is_never_given_to_a_neighbours_keypoint():
 
 
 def test_a_keypoint_just_outside_of_the_grid_teaches_the_cells_along_its_rim():
-    for x, y, expected in ((-4, 40, [(0, 0), (1, 0)]), (40, 3 * CELL + 4, [(2, 0), (2, 1)]),
+    for x, y, expected in ((-4, 39, [(0, 0), (1, 0)]), (39, 3 * CELL + 4, [(2, 0), (2, 1)]),
                            (-4, -4, [(0, 0)])):
         assert cells_that_learn(x, y) == expected
 
@@ -345,3 +346,10 @@ def test_the_data_folders_own_weights_come_before_those_of_the_repository(tmp_pa
     assert model.find_weights(tmp_path).name == "pretrained.pt"
     (tmp_path / "weights.pt").write_bytes(b"")
     assert model.find_weights(tmp_path) == tmp_path / "weights.pt"
+
+
+def test_a_cell_between_two_keypoints_of_a_class_beats_neither_of_them():
+    """Three cells apart: the cell between them has learned the left one and is surest of all."""
+    output_4d = scores(3, 3, 5, {(1, 1, 1): 0.8, (1, 1, 2): 0.99, (1, 1, 3): 0.9})
+    output_4d[0, 0, 1, 2] = -1.4  # 22 px to the left: in the cell beside it
+    assert [cell[:3] for cell in answers(output_4d, max_per_class=3)] == [(1, 1, 1), (1, 1, 3)]
