@@ -41,16 +41,16 @@ from common import (CELL, COLOUR_LIST, DATA_FOLDER, Progress, UserError, command
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
 
-UPDATES = 11000  # changes of the weights; not epochs: 100 pictures are learned as long as 1,000
+UPDATES = 8000  # changes of the weights; not epochs: 100 pictures are learned as long as 1,000
 STEPS_PER_UPDATE = 2  # their gradients add up: a batch of 32 with the memory of 16
 BATCH = 16  # crops a step
 CROP = 128  # px; side of the squares that are cut out for training. A cell sees 142 px: here every
 #             cell sees a rim of zero padding, in a whole picture only those at its rim do
 KEYPOINT_SHARE = 0.75  # of the crops lie round a keypoint, the others anywhere
 QUEUE_SIZE = 8  # batches; enough to bridge a slow one, and few megabytes
-LEARNING_RATE = 3e-3  # the largest
-WARM_UP = 0  # updates in which the learning rate rises to it
-HALVINGS = 4  # of the learning rate, evenly over the run
+LEARNING_RATE = 6e-3  # the largest
+WARM_UP = 0.025  # share of the run in which the learning rate rises to it
+HALVINGS = 5  # of the learning rate, evenly over the run
 HALF = 0.5  # what a halving multiplies by
 LOCATION_LOSS = "L1"  # or "MSE": |error|, or its square, which cares little once errors are small
 U = 0.3  # weight of the confidence loss against the location loss
@@ -322,10 +322,10 @@ def train(options, device: torch.device) -> None:
 def learning_rate(update: int, updates: int) -> float:
     """It rises during the warm-up, then is halved again and again, evenly over the run.
 
-    >>> [learning_rate(update, 1000) / LEARNING_RATE for update in (200, 399, 400, 999)]
-    [0.5, 0.5, 0.25, 0.0625]
+    >>> [learning_rate(update, 1000) / LEARNING_RATE for update in (4, 100, 200, 999)]
+    [0.2, 1.0, 0.5, 0.03125]
     """
-    rise = min(1.0, (update + 1) / WARM_UP) if WARM_UP else 1.0
+    rise = min(1.0, (update + 1) / (WARM_UP * updates)) if WARM_UP else 1.0
     return LEARNING_RATE * rise * HALF ** (update * (HALVINGS + 1) // updates)
 
 
