@@ -34,7 +34,7 @@ def run_script(script, *arguments, environment=None):
     """Run a script in a process of its own, as a user does; returns what subprocess.run returns."""
     return subprocess.run(
         [sys.executable, str(REPOSITORY / script), *map(str, arguments)],
-        capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=120,
+        capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=300,
         cwd=REPOSITORY, env={**ENVIRONMENT, **(environment or {})})
 
 
@@ -166,6 +166,15 @@ def make_small(train, model, setattr):
     setattr(train, "BATCH", 3)
     setattr(train, "CROP", 64)
     setattr(train, "draw_crops", lambda *arguments: None)
+
+
+def quick(setattr):
+    """Leave out what 04 and 06 measure, which takes long; what they write stays."""
+    analysis = load("06_model_analysis")
+    setattr(load("04_evaluate"), "SPEED_RUNS", 1)
+    for name in ("work", "batch_norm", "memory", "bytes", "readers", "threads"):
+        setattr(analysis, f"print_{name}", lambda *arguments: None)
+    setattr(analysis, "print_receptive_field", lambda *arguments: (np.ones((32, 32)), 16))
 
 
 @pytest.fixture
