@@ -489,17 +489,17 @@ def draw_crops(data_folder: Path, loader, noise_1d, generator, device, category_
     images_4d, gt_offset_4d, gt_class_id_3d = to_device(loader.make_batch(0), device)
     images_4d = augment(images_4d, noise_1d, generator.manual_seed(0))
     rows, columns = gt_class_id_3d.shape[1:]
-    priors_3d = model.make_priors(rows, columns)  # [2, 4, 4]
+    priors_3d_array = model.make_priors(rows, columns).numpy()  # [2, 4, 4]
     plt = pyplot()
     figure, axes_2d_array = plt.subplots(4, 4, figsize=(9, 9), layout="constrained")
-    # To numpy and matplotlib a tensor goes by way of the processor.
-    for axes, image_3d, offset_3d, class_id_2d in zip(axes_2d_array.flat, images_4d.cpu(),
-                                                      gt_offset_4d.cpu(), gt_class_id_3d.cpu()):
-        axes.imshow(image_3d.permute(1, 2, 0) / 255, extent=(0, columns * CELL, rows * CELL, 0))
+    # The way back to numpy is by the processor: an array cannot live on a GPU.
+    array_list = [tensor.cpu().numpy() for tensor in (images_4d, gt_offset_4d, gt_class_id_3d)]
+    for axes, image, offset, class_id_2d_array in zip(axes_2d_array.flat, *array_list):
+        axes.imshow(image.transpose(1, 2, 0) / 255, extent=(0, columns * CELL, rows * CELL, 0))
         for class_id in range(1, len(category_list)):
-            is_here = class_id_2d == class_id  # [4, 4]
-            axes.quiver(*priors_3d[:, is_here], *offset_3d[:, is_here], angles="xy", width=0.015,
-                        scale_units="xy", scale=1, color=COLOUR_LIST[(class_id - 1) % 6])
+            is_here = class_id_2d_array == class_id  # [4, 4]
+            axes.quiver(*priors_3d_array[:, is_here], *offset[:, is_here], angles="xy", scale=1,
+                        scale_units="xy", width=0.015, color=COLOUR_LIST[(class_id - 1) % 6])
         axes.set(xticks=range(0, columns * CELL + 1, CELL), yticks=range(0, rows * CELL + 1, CELL),
                  xticklabels=[], yticklabels=[])
         axes.grid(color="white", alpha=0.3)
