@@ -1,504 +1,605 @@
-"""Lesson 4: how good is it? Confusion matrix, precision and recall, pixel error, speed, robustness.
+"""Lesson 4: how good is it? Precision and recall, confusion matrix, pixel error, robustness, speed.
 
-    python 04_evaluate.py                  # the test split
+    python 04_evaluate.py                  # the test split: the figure at the end
+    python 04_evaluate.py --split val      # to compare settings, and to choose a threshold
     python 04_evaluate.py --split train    # finds labels that are probably wrong
 
 Reads   data/weights.pt (else data/pretrained.pt), data/dataset.json and the arrays of the split.
-Writes  data/results/metrics.json, confusion.png, errors.png, error_by_place.png, worst.png; label_check.png for --split train.
-Time    about a minute on two CPU cores; with --quick, which leaves out robustness and shift, a few seconds.
-See     precision and recall near 1, errors far below 3 px; and what a blind guess would have got, to compare with.
+Writes  data/results/metrics.json, confusion.png, precision_recall.png, errors.png, worst.png
+        (metrics_val.json ... for another split than test); label_check.png for --split train.
+Time    about a minute on two CPU cores; a few seconds with --quick (no robustness, no shift test).
+See     precision and recall near 1, errors far below 3 px, and what a blind guess would get.
 Next    python 05_predict.py finds keypoints in pictures of your own.
+
+Choose a threshold on val, where precision_recall_val.png shows what it trades: one chosen on test
+looks better there than on any new picture.
 """
 
 import argparse
 import importlib
 import io
 import json
+import math
 import statistics
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
-from common import (CELL, COLOUR_LIST, DATA_FOLDER, Progress, UserError, draw_keypoints, pad_image, pick_device, read_data_set, read_image,
-                    replacing, run_main, time_calls)
+from common import (CELL, COLOUR_LIST, DATA_FOLDER, Progress, UserError, command, draw_keypoints,
+                    names_to_draw, pick_device, pyplot, read_data_set, read_image, replacing,
+                    run_main, save_figure, time_calls)
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
 
-PAIR_RADIUS = 10.0  # px; an answer farther than this from every keypoint is a false alarm
-GOOD_ERROR = 3.0  # px; the share of errors within this is reported
+PAIR_RADIUS = 10.0  # px; a prediction farther than this from every label is a false alarm
 MOST_PICTURES = 300  # the robustness table looks at so many at most, evenly spaced
 SHIFT_PICTURES = 40  # likewise the shift test, at each of 32 shifts
-SPEED_RUNS = 40  # the median of so many is quoted; a machine has always something else to do now and then
-SUSPICIOUS_ERROR = 4.0  # px; a train label this far from the answer is worth a look
+SPEED_RUNS = 40  # the median of so many is quoted; a machine has always something else to do
+SUSPICIOUS_ERROR = 4.0  # px; a label this far from its prediction is worth a look
 
 
-# ---------------------------------------------------------------- answers
+# ---- predictions
 
-@torch.inference_mode()
-def answer(network, image_3d_array, max_per_class: int, threshold: float) -> np.ndarray:
-    """Keypoints of one picture, `[K, 4]`: class id, x, y, score."""
-    image_3d = torch.from_numpy(np.array(image_3d_array)).to(network.head.weight.device)  # a copy, uint8
-    place_2d, class_id_1d, score_1d = model.detect(network, image_3d, max_per_class, threshold)
-    found_2d = torch.cat((class_id_1d[:, None].float(), place_2d, score_1d[:, None]), dim=1)
-    # A copy: what numpy() gives is PyTorch's memory, and thousands of small kept pieces of that hinder the reuse of the rest.
-    return found_2d.cpu().numpy().copy()
+class Keypoint(NamedTuple):
+    """A label or a prediction."""
+    picture: int  # its number in the split
+    class_id: int
+    x: float  # px
+    y: float
+    score: float = 1.0  # probability
+
+    def distance_to(self, other):
+        return math.hypot(self.x - other.x, self.y - other.y)
 
 
-def pair(found_2d_array, truth_2d_array, radius: float = PAIR_RADIUS) -> list[tuple[int, int]]:
-    """Pair answers (class id, x, y, ...) with keypoints (class id, x, y) one to one, nearest first, within `radius` px.
+@torch.inference_mode()  # nothing is kept for a backward pass
+def predict(network, image_3d_array, picture, max_per_class, threshold):
+    """The Keypoints that the network finds in one picture, uint8 `[H, W, 3]`."""
+    assert not network.training, "in training mode BN uses the picture's own mean: call eval()"
+    image_3d = torch.from_numpy(np.array(image_3d_array))  # a copy: the data set is read-only
+    image_4d = image_3d.to(network.head.weight.device).permute(2, 0, 1)[None]  # [1, 3, 1920, 320]
+    result, = model.decode(network(image_4d), max_per_class, threshold)
+    place_list, class_id_list, score_list = (tensor.tolist() for tensor in result)
+    return [Keypoint(picture, class_id, x, y, score)
+            for (x, y), class_id, score in zip(place_list, class_id_list, score_list)]
 
-    First those of one class, the right answers; then, among what is left, those of two classes, the confusions.
 
-    >>> pair(np.array([[1, 5, 5], [2, 8, 8]]), np.array([[2, 5, 5], [1, 6, 5]]))
-    [(0, 1), (1, 0)]
+def predict_all(network, images_4d_array, max_per_class):
+    """What the network finds in all pictures when no score is too low.
+
+    Which cells are the best does not depend on the threshold. So the predictions at any threshold
+    are those of this list whose score reaches it, and each picture is looked at only once.
     """
-    distance_2d_array = np.hypot(found_2d_array[:, None, 1] - truth_2d_array[None, :, 1],
-                                 found_2d_array[:, None, 2] - truth_2d_array[None, :, 2])  # [found, truth]
-    same_2d_array = found_2d_array[:, None, 0] == truth_2d_array[None, :, 0]
-    pair_list, taken_found, taken_truth = [], set(), set()
-    for allowed_2d_array in (same_2d_array, ~same_2d_array):
-        near_2d_array = allowed_2d_array & (distance_2d_array <= radius)
-        candidate_list = sorted((distance_2d_array[i, j], i, j) for i, j in zip(*np.nonzero(near_2d_array)))
-        for _, i, j in candidate_list:
-            if i not in taken_found and j not in taken_truth:
-                taken_found.add(i)
-                taken_truth.add(j)
-                pair_list.append((int(i), int(j)))
-    return pair_list
+    prediction_list = []
+    progress = Progress(len(images_4d_array), "predicting")
+    for picture, image_3d_array in enumerate(images_4d_array):
+        prediction_list += predict(network, image_3d_array, picture, max_per_class, threshold=0.0)
+        progress.show(picture + 1)
+    return prediction_list
 
 
-# ---------------------------------------------------------------- the confusion matrix and what follows from it
+# ---- pairing
 
-def confusion_matrix(found_list, truth_list, class_count: int) -> np.ndarray:
-    """Rows truth, columns answer, background (0) first: a miss stands in column 0, a false alarm in row 0.
+class Outcome(NamedTuple):
+    """What became of a label and a prediction; one of them is None where the other is alone."""
+    kind: str  # "right", "confused", "missed" or "false alarm"
+    truth: Keypoint | None
+    prediction: Keypoint | None
+    distance: float | None = None  # px
 
-    found_list, truth_list: an array a picture, class id in column 0, x and y in 1 and 2. Background has no places that
-    could be counted, so [0][0] counts the empty pictures that were left empty.
+    @property
+    def point(self):
+        return self.truth or self.prediction
+
+    @property
+    def cell(self):
+        """Row and column of the confusion matrix: class ids of truth and prediction; 0 for none."""
+        return (self.truth.class_id if self.truth else 0,
+                self.prediction.class_id if self.prediction else 0)
+
+
+def pair(prediction_list, truth_list, own_class_radius=PAIR_RADIUS):
+    """Pair predictions with labels; each of both is in exactly one of the Outcomes.
+
+    One to one, nearest first, at most 10 px apart: those of one class (right), then, among what is
+    left, those of two classes (confused). A label that is left is missed, a prediction that is
+    left is a false alarm. Everything below is counted from this list.
+
+    >>> near, far = Keypoint(0, 1, 50, 53), Keypoint(0, 1, 58, 50)
+    >>> [(o.kind, o.distance) for o in pair([far, near], [Keypoint(0, 1, 50, 50)])]
+    [('right', 3.0), ('false alarm', None)]
     """
-    matrix = np.zeros((class_count, class_count), int)
-    for found_2d_array, truth_2d_array in zip(found_list, truth_list):
-        pair_list = pair(found_2d_array, truth_2d_array)
-        for i, j in pair_list:
-            matrix[int(truth_2d_array[j, 0]), int(found_2d_array[i, 0])] += 1
-        for i in set(range(len(found_2d_array))) - {i for i, _ in pair_list}:
-            matrix[0, int(found_2d_array[i, 0])] += 1  # false alarm
-        for j in set(range(len(truth_2d_array))) - {j for _, j in pair_list}:
-            matrix[int(truth_2d_array[j, 0]), 0] += 1  # miss
-        if len(found_2d_array) == 0 and len(truth_2d_array) == 0:
-            matrix[0, 0] += 1
-    return matrix
+    numbers_dict = {}  # picture -> the numbers of its labels
+    for j, truth in enumerate(truth_list):
+        numbers_dict.setdefault(truth.picture, []).append(j)
+    candidate_list = []
+    for i, prediction in enumerate(prediction_list):
+        for j in numbers_dict.get(prediction.picture, []):
+            distance = prediction.distance_to(truth_list[j])
+            is_confused = prediction.class_id != truth_list[j].class_id
+            if distance <= (PAIR_RADIUS if is_confused else own_class_radius):
+                candidate_list.append((is_confused, distance, i, j))
+    outcome_list = []
+    alone_dict, missed_dict = dict(enumerate(prediction_list)), dict(enumerate(truth_list))
+    for is_confused, distance, i, j in sorted(candidate_list):  # False comes before True
+        if i in alone_dict and j in missed_dict:
+            kind = "confused" if is_confused else "right"
+            outcome_list.append(Outcome(kind, missed_dict.pop(j), alone_dict.pop(i), distance))
+    outcome_list += [Outcome("missed", truth, None) for truth in missed_dict.values()]
+    outcome_list += [Outcome("false alarm", None, alone) for alone in alone_dict.values()]
+    return sorted(outcome_list, key=lambda outcome: outcome.point.picture)
 
 
-def precision_recall(matrix: np.ndarray, class_id_list: list[int]) -> dict:
-    """Precision, recall, F1, support of the given classes together; one class in the list gives that class.
+# ---- confusion matrix, precision and recall
 
-    Precision: of the answers (columns), how many are right. Recall: of the keypoints (rows), how many were found. With
-    nothing to divide by there is no such number, and None says so.
+def confusion_matrix(outcome_list, picture_count, class_count):
+    """Rows truth, columns prediction, background (0) first.
+
+    A miss stands in column 0, a false alarm in row 0. Background has no places that could be
+    counted, so [0][0] counts pictures: the empty ones in which nothing was predicted.
+    """
+    matrix_2d_array = np.zeros((class_count, class_count), int)
+    for outcome in outcome_list:
+        matrix_2d_array[outcome.cell] += 1
+    matrix_2d_array[0, 0] = picture_count - len({outcome.point.picture for outcome in outcome_list})
+    return matrix_2d_array
+
+
+def precision_recall(matrix_2d_array, class_id_list):
+    """Precision, recall, F1 and support (labels) of one class, or of several together.
+
+    Precision: the share of the predictions (columns) that are right. Recall: the share of the
+    labels (rows) that were found. For several classes add up first, then divide.
 
     >>> precision_recall(np.array([[5, 1, 0], [2, 7, 1], [0, 0, 4]]), [1])
     {'precision': 0.875, 'recall': 0.7, 'f1': 0.7778, 'support': 10}
     """
-    right = int(matrix[class_id_list, class_id_list].sum())  # true positives, on the diagonal
-    answers, keypoints = int(matrix[:, class_id_list].sum()), int(matrix[class_id_list].sum())
-    return {"precision": round(right / answers, 4) if answers else None, "recall": round(right / keypoints, 4) if keypoints else None,
-            "f1": round(2 * right / (answers + keypoints), 4) if answers + keypoints else None, "support": keypoints}
+    right = int(matrix_2d_array[class_id_list, class_id_list].sum())  # true positives: the diagonal
+    predictions = int(matrix_2d_array[:, class_id_list].sum())
+    labels = int(matrix_2d_array[class_id_list].sum())
+    return {"precision": share(right, predictions), "recall": share(right, labels),
+            "f1": share(2 * right, predictions + labels), "support": labels}
 
 
-def right_errors(found_list, truth_list) -> tuple[np.ndarray, np.ndarray]:
-    """Answer minus truth of all right pairs `[P, 2]` in px, and their keypoints `[P, 4]`: picture, class id, x, y."""
-    error_list, keypoint_list = [], []
-    for picture, (found_2d_array, truth_2d_array) in enumerate(zip(found_list, truth_list)):
-        for i, j in pair(found_2d_array, truth_2d_array):
-            if found_2d_array[i, 0] == truth_2d_array[j, 0]:
-                error_list.append(found_2d_array[i, 1:3] - truth_2d_array[j, 1:3])
-                keypoint_list.append((picture, *truth_2d_array[j, :3]))
-    return np.array(error_list).reshape(-1, 2), np.array(keypoint_list).reshape(-1, 4)
+def share(part, whole):
+    """With nothing to divide by there is no such number: None."""
+    return round(part / whole, 4) if whole else None
 
 
-def mean_or_none(values, digits: int = 3):
-    return round(float(np.mean(values)), digits) if len(values) else None
+def overall(outcome_list, class_count):
+    matrix_2d_array = confusion_matrix(outcome_list, 0, class_count)
+    return precision_recall(matrix_2d_array, list(range(1, class_count)))
 
 
-def summarise(found_list, best_list, truth_list, category_list) -> dict:
-    """All of metrics.json that needs the answers alone."""
-    matrix = confusion_matrix(found_list, truth_list, len(category_list))
-    error_2d_array, keypoint_2d_array = right_errors(found_list, truth_list)
-    distance = np.hypot(*error_2d_array.T)
-    point_list = [np.hypot(*(best_2d_array[int(class_id) - 1, 1:3] - (x, y)))
-                  for best_2d_array, truth_2d_array in zip(best_list, truth_list) for class_id, x, y in truth_2d_array[:, :3]]
+def precision_recall_curve(all_list, truth_list, class_count):
+    """Threshold, precision, recall in a row, `[49, 3]`; NaN where there is no such number."""
+    row_list = []
+    for threshold in np.linspace(0.02, 0.98, 49):
+        prediction_list = [point for point in all_list if point.score >= threshold]
+        rates = overall(pair(prediction_list, truth_list), class_count)
+        row_list.append((threshold, rates["precision"], rates["recall"]))
+    return np.array(row_list, float)
+
+
+# ---- pixel error
+
+def mean_or_none(value_list, digits=3):
+    return round(float(np.mean(value_list)), digits) if len(value_list) else None
+
+
+def percentile_or_none(value_list, percent):
+    return round(float(np.percentile(value_list, percent)), 3) if len(value_list) else None
+
+
+def only_right(outcome_list):
+    return [outcome for outcome in outcome_list if outcome.kind == "right"]
+
+
+def right_errors(outcome_list):
+    """Prediction minus truth of the right pairs: dx, dy in px, `[P, 2]`."""
+    return np.array([(prediction.x - truth.x, prediction.y - truth.y)
+                     for _, truth, prediction, _ in only_right(outcome_list)]).reshape(-1, 2)
+
+
+def distance_to_best(prediction_list, truth_list):
+    """Mean px from each label to the likeliest prediction of its class in its picture."""
+    best_dict = {}
+    for prediction in sorted(prediction_list, key=lambda prediction: prediction.score):
+        best_dict[prediction.picture, prediction.class_id] = prediction  # the likeliest comes last
+    return mean_or_none([truth.distance_to(best_dict[truth[:2]])
+                         for truth in truth_list if truth[:2] in best_dict])
+
+
+def summarise(outcome_list, all_list, truth_list, picture_count, category_list):
+    """All of metrics.json that needs the predictions alone."""
+    matrix_2d_array = confusion_matrix(outcome_list, picture_count, len(category_list))
+    right_list = only_right(outcome_list)
     class_dict = {}
     for class_id, name in enumerate(category_list[1:], start=1):
-        own = distance[keypoint_2d_array[:, 1] == class_id]
-        p95 = round(float(np.percentile(own, 95)), 3) if len(own) else None
-        class_dict[name] = {**precision_recall(matrix, [class_id]), "error_px": {"mean": mean_or_none(own), "p95": p95}}
-    error_dict = {"mean": mean_or_none(distance)}
-    for name, percentile in (("median", 50), ("p90", 90), ("p95", 95), ("p99", 99), ("max", 100)):
-        error_dict[name] = round(float(np.percentile(distance, percentile)), 3) if len(distance) else None
-    error_dict["within_3px"] = mean_or_none(distance <= GOOD_ERROR, 4)
-    error_dict["bias"] = [round(float(b), 3) for b in error_2d_array.mean(axis=0)] if len(distance) else None
-    error_dict["all_points"] = mean_or_none(point_list)
-    return {"images": len(truth_list), "classes": class_dict, "overall": precision_recall(matrix, list(range(1, len(category_list)))),
-            "confusion_matrix": matrix.tolist(), "error_px": error_dict}
+        own_list = [right.distance for right in right_list if right.truth.class_id == class_id]
+        error_dict = {"mean": mean_or_none(own_list), "p95": percentile_or_none(own_list, 95)}
+        class_dict[name] = {**precision_recall(matrix_2d_array, [class_id]), "error_px": error_dict}
+
+    distance_1d_array = np.array([right.distance for right in right_list])
+    error_dict = {"mean": mean_or_none(distance_1d_array)}
+    for name, percent in (("median", 50), ("p90", 90), ("p95", 95), ("p99", 99), ("max", 100)):
+        error_dict[name] = percentile_or_none(distance_1d_array, percent)
+    error_dict["within_3px"] = mean_or_none(distance_1d_array <= 3, 4)
+    bias_list = [mean_or_none(error_1d_array) for error_1d_array in right_errors(outcome_list).T]
+    error_dict["bias"] = bias_list if right_list else None
+    # DeepLabCut and Lightning Pose report the error over all labels: the best cell of the class
+    # counts, however low its score. One cell cannot stand for several labels of a class, though.
+    is_single = len({truth[:2] for truth in truth_list}) == len(truth_list)
+    error_dict["all_points"] = distance_to_best(all_list, truth_list) if is_single else None
+    # The pairing caps the mean error at 10 px; what was missed shows here.
+    within_dict = {f"{radius}px": share(int((distance_1d_array <= radius).sum()), len(truth_list))
+                   for radius in (2, 5, 10)}
+    return {"images": picture_count, "classes": class_dict,
+            "overall": overall(outcome_list, len(category_list)),
+            "confusion_matrix": matrix_2d_array.tolist(),
+            "error_px": error_dict, "recall_within": within_dict}
 
 
-def blind_guess(train_label_2d_array, truth_list, category_list) -> dict:
-    """What one gets without looking: in every picture, each class at its median place in the training split."""
-    place_dict = {class_id: np.median(train_label_2d_array[train_label_2d_array[:, 1] == class_id, 2:], axis=0)
-                  for class_id in range(1, len(category_list)) if (train_label_2d_array[:, 1] == class_id).any()}
-    guess_2d_array = np.array([(class_id, *place) for class_id, place in place_dict.items()]).reshape(-1, 3)
-    matrix = confusion_matrix([guess_2d_array] * len(truth_list), truth_list, len(category_list))
-    result = precision_recall(matrix, list(range(1, len(category_list))))
-    distance_list = [np.hypot(*(place_dict[int(class_id)] - (x, y))) for truth_2d_array in truth_list
-                     for class_id, x, y in truth_2d_array[:, :3] if int(class_id) in place_dict]
-    return {"precision": result["precision"], "recall": result["recall"], "error_px": mean_or_none(distance_list)}
+def blind_guess(train_label_2d_array, truth_list, picture_count, category_list):
+    """What one gets without looking: in every picture, each class at its median place in train."""
+    guess_list = []
+    for class_id in range(1, len(category_list)):
+        own_2d_array = train_label_2d_array[train_label_2d_array[:, 1] == class_id]
+        if len(own_2d_array):
+            x, y = np.median(own_2d_array[:, 2:], axis=0).tolist()
+            guess_list += [Keypoint(picture, class_id, x, y) for picture in range(picture_count)]
+    rates = overall(pair(guess_list, truth_list), len(category_list))
+    return {"precision": rates["precision"], "recall": rates["recall"],
+            "error_px": distance_to_best(guess_list, truth_list)}
 
 
-# ---------------------------------------------------------------- robustness
+# ---- robustness, shift, speed
 
-def jpeg_again(image: Image.Image, quality: int) -> Image.Image:
+def add_noise(image, spread):
+    noise_3d_array = np.random.default_rng(image.height).normal(0, spread, np.shape(image))
+    return Image.fromarray((np.asarray(image) + noise_3d_array).clip(0, 255).astype(np.uint8))
+
+
+def jpeg_again(image, quality):
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return Image.open(buffer)
 
 
-def tint(image: Image.Image, red: float, blue: float) -> Image.Image:
-    """Colour temperature: a factor for red and one for blue, by a table of 256 entries a channel."""
-    return image.point([min(255, round(v * factor)) for factor in (red, 1, blue) for v in range(256)])
-
-
-def add_noise(image: Image.Image, spread: float) -> Image.Image:
-    array = np.asarray(image, np.float32)
-    noise = np.random.default_rng(array.shape[0]).normal(0, spread, array.shape)
-    return Image.fromarray((array + noise).clip(0, 255).astype(np.uint8))
-
-
-# Fixed changes of one picture, on purpose not the code of 03_train.py: a test must not share code with the training.
+# On purpose not the code of 03_train.py: a test that shares code with the training tests nothing.
 CHANGE_DICT = {
     "as it is": lambda image: image,
     "darker, x 0.8": lambda image: ImageEnhance.Brightness(image).enhance(0.8),
     "brighter, x 1.2": lambda image: ImageEnhance.Brightness(image).enhance(1.2),
     "less contrast, x 0.8": lambda image: ImageEnhance.Contrast(image).enhance(0.8),
     "more contrast, x 1.2": lambda image: ImageEnhance.Contrast(image).enhance(1.2),
-    "warmer": lambda image: tint(image, 1.08, 0.9),
-    "cooler": lambda image: tint(image, 0.92, 1.1),
+    "warmer": lambda image: image.convert("RGB", (1.08, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0.9, 0)),
+    "cooler": lambda image: image.convert("RGB", (0.92, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1.1, 0)),
     "blur, sigma 1 px": lambda image: image.filter(ImageFilter.GaussianBlur(1)),
     "noise, sigma 6": lambda image: add_noise(image, 6),
     "JPEG quality 50": lambda image: jpeg_again(image, 50),
 }
 
 
-def robustness(network, images_4d_array, truth_list, about_dict, threshold: float) -> dict:
+def robustness(network, about_dict, images_4d_array, truth_list, threshold):
     """Precision, recall and mean error under each slight change of the surroundings."""
-    index_list = np.unique(np.linspace(0, len(truth_list) - 1, min(MOST_PICTURES, len(truth_list))).astype(int))
-    chosen_truth_list = [truth_list[index] for index in index_list]
-    class_id_list = list(range(1, len(about_dict["category_list"])))
-    progress = Progress(len(CHANGE_DICT) * len(index_list), "robustness")
+    every = math.ceil(len(images_4d_array) / MOST_PICTURES)
+    truth_list = [truth for truth in truth_list if truth.picture % every == 0]
+    class_count, max_per_class = len(about_dict["category_list"]), about_dict["max_per_class"]
+    progress = Progress(len(CHANGE_DICT), "robustness")
     result_dict = {}
-    for number, (name, change) in enumerate(CHANGE_DICT.items()):
-        found_list = []
-        for done, index in enumerate(index_list, start=1):
-            changed = np.asarray(change(Image.fromarray(images_4d_array[index])))
-            found_list.append(answer(network, changed, about_dict["max_per_class"], threshold))
-            progress.show(number * len(index_list) + done)
-        matrix = confusion_matrix(found_list, chosen_truth_list, len(class_id_list) + 1)
-        overall = precision_recall(matrix, class_id_list)
-        error_2d_array, _ = right_errors(found_list, chosen_truth_list)
-        result_dict[name] = {"precision": overall["precision"], "recall": overall["recall"],
-                             "mean_error_px": mean_or_none(np.hypot(*error_2d_array.T))}
+    for name, change in CHANGE_DICT.items():
+        prediction_list = []
+        for picture in range(0, len(images_4d_array), every):
+            changed = change(Image.fromarray(images_4d_array[picture]))
+            prediction_list += predict(network, changed, picture, max_per_class, threshold)
+        outcome_list = pair(prediction_list, truth_list)
+        rates = overall(outcome_list, class_count)
+        error = mean_or_none([right.distance for right in only_right(outcome_list)])
+        result_dict[name] = {"precision": rates["precision"], "recall": rates["recall"],
+                             "mean_error_px": error}
+        progress.show(len(result_dict))
     return result_dict
 
 
-def shift_test(network, images_4d_array, truth_list, about_dict, threshold: float) -> dict:
-    """Shift the picture by 0 to 31 px right and down and the answer back: what remains depends on the place in the cell.
+def shift_test(network, about_dict, images_4d_array, truth_list, threshold):
+    """Shift the picture by 0 to 31 px and the predictions back: what remains is the grid's doing.
 
-    Edge pixels are repeated, so that nothing leaves the picture. std_px: spread of one point's answers round their mean;
-    max_px: the farthest that one lies from it; lost: the share of answers that were not there.
+    Edge pixels are repeated, so that nothing leaves the picture. std_px: spread of one label's
+    predictions round their mean; max_px: the farthest from it; lost: the share not found.
     """
-    with_keypoint = [index for index, truth in enumerate(truth_list) if len(truth)]
-    picture_count = min(SHIFT_PICTURES, len(with_keypoint))
-    index_list = [with_keypoint[i] for i in np.linspace(0, len(with_keypoint) - 1, picture_count).astype(int)]
-    height, width = (side + CELL for side in images_4d_array.shape[1:3])
-    square_list, lost, wanted = [], 0, 0
-    progress = Progress(len(index_list), "shift test")
-    for done, index in enumerate(index_list, start=1):
-        place_dict = {j: [] for j in range(len(truth_list[index]))}
-        for shift in range(CELL):
-            right, down = shift, shift * 7 % CELL  # 7 and 32 have no common divisor: down takes each value once, too
-            shifted = np.pad(images_4d_array[index], ((down, 0), (right, 0), (0, 0)), mode="edge")
-            found_2d_array = answer(network, pad_image(shifted, height, width), about_dict["max_per_class"], threshold)
-            found_2d_array = found_2d_array - (0, right, down, 0)
-            for i, j in pair(found_2d_array, truth_list[index]):
-                if found_2d_array[i, 0] == truth_list[index][j, 0]:
-                    place_dict[j].append(found_2d_array[i, 1:3])
-        for place_list in place_dict.values():
+    labelled_list = sorted({truth.picture for truth in truth_list})
+    picture_list = labelled_list[::math.ceil(len(labelled_list) / SHIFT_PICTURES) or 1]
+    progress = Progress(len(picture_list), "shift test")
+    wanted, distance_list = 0, []
+    for done, picture in enumerate(picture_list, start=1):
+        places_dict = {truth: [] for truth in truth_list if truth.picture == picture}
+        for right in range(CELL):
+            down = right * 7 % CELL  # takes each of 0 to 31 once, too
+            margin_list = [(down, CELL - down), (right, CELL - right), (0, 0)]
+            shifted = np.pad(images_4d_array[picture], margin_list, mode="edge")
+            found_list = predict(network, shifted, picture, about_dict["max_per_class"], threshold)
+            back_list = [found._replace(x=found.x - right, y=found.y - down) for found in found_list]
+            for outcome in only_right(pair(back_list, list(places_dict))):
+                places_dict[outcome.truth].append(outcome.prediction[2:4])
+        for place_list in places_dict.values():
             wanted += CELL
-            lost += CELL - len(place_list)
             if place_list:
-                square_list += list(np.square(place_list - np.mean(place_list, axis=0)).sum(axis=1))
+                mean_place = np.mean(place_list, axis=0)
+                distance_list += [math.dist(place, mean_place) for place in place_list]
         progress.show(done)
-    return {"std_px": round(float(np.sqrt(np.mean(square_list))), 3) if square_list else None,
-            "max_px": round(float(np.sqrt(np.max(square_list))), 3) if square_list else None,
-            "lost": round(lost / wanted, 4) if wanted else None}
+    if not distance_list:
+        return {"std_px": None, "max_px": None, "lost": share(wanted, wanted)}
+    return {"std_px": round(math.sqrt(np.mean(np.square(distance_list))), 3),
+            "max_px": round(max(distance_list), 3),
+            "lost": share(wanted - len(distance_list), wanted)}
 
 
-# ---------------------------------------------------------------- speed
+def speed(network, about_dict, images_4d_array):
+    """Median ms to decode a JPEG, of the network alone, and from picture file to keypoints.
 
-def median_ms(function, device) -> float:
-    """Median time of a call, in ms: what one has to expect."""
-    return statistics.median(time_calls(function, device, SPEED_RUNS))
-
-
-def speed(network, image_3d_array, about_dict) -> dict:
-    """Decoding a JPEG, the network alone, and picture file to keypoints, in ms; and the network's multiply-adds.
-
-    floor_ms: how long they would take at the rate of a matrix product.
+    floor_ms: what the network's multiply-adds take at the rate of a 1024 x 1024 matrix product.
     """
     device = network.head.weight.device
-    buffer = io.BytesIO()
-    Image.fromarray(image_3d_array).save(buffer, "JPEG", quality=90)
-    image_4d = torch.from_numpy(np.array(image_3d_array)).to(device).permute(2, 0, 1)[None]  # uint8 [1, 3, 1920, 320]
+    file = io.BytesIO()
+    Image.fromarray(images_4d_array[0]).save(file, "JPEG", quality=90)
+    image_4d = torch.from_numpy(images_4d_array[:1].copy()).to(device)  # [1, 1920, 320, 3]
+    image_4d = image_4d.permute(0, 3, 1, 2)  # [1, 3, 1920, 320]
+    matrix_2d = torch.rand(1024, 1024, device=device)  # [1024, 1024]
 
-    def from_file():
-        buffer.seek(0)
-        return model.find_keypoints(network, about_dict, read_image(buffer))
+    def decode():
+        file.seek(0)
+        return read_image(file)
 
-    def decode_file():
-        buffer.seek(0)
-        return read_image(buffer)
+    def median_ms(function):
+        with torch.inference_mode():
+            return statistics.median(time_calls(function, device, SPEED_RUNS))
 
-    with torch.inference_mode():
-        network_ms = median_ms(lambda: network(image_4d), device)
-    matrix_2d = torch.rand(1024, 1024, device=device)
-    matmul_ms = median_ms(lambda: matrix_2d @ matrix_2d, device)
-    multiply_adds = model.multiply_adds(*image_3d_array.shape[:2], len(about_dict["category_list"]))
-    picture_ms = median_ms(from_file, device)
-    return {"decode_ms": round(median_ms(decode_file, device), 2), "network_ms": round(network_ms, 2), "picture_ms": round(picture_ms, 2),
-            "pictures_per_second": round(1000 / picture_ms, 1), "multiply_adds": multiply_adds,
-            "matmul_rate": round(1024 ** 3 / matmul_ms / 1e6, 1), "floor_ms": round(multiply_adds / 1024 ** 3 * matmul_ms, 2)}
+    picture_ms = median_ms(lambda: model.find_keypoints(network, about_dict, decode()))
+    matmul_ms = median_ms(lambda: matrix_2d @ matrix_2d)
+    class_count = len(about_dict["category_list"])
+    multiply_adds = model.multiply_adds(*images_4d_array.shape[1:3], class_count)
+    return {"decode_ms": round(median_ms(decode), 2),
+            "network_ms": round(median_ms(lambda: network(image_4d)), 2),
+            "picture_ms": round(picture_ms, 2),
+            "pictures_per_second": round(1000 / picture_ms, 1),
+            "multiply_adds": multiply_adds,
+            "matmul_rate": round(1024 ** 3 / matmul_ms / 1e6, 1),  # billions a second
+            "floor_ms": round(multiply_adds / 1024 ** 3 * matmul_ms, 2)}
 
 
-# ---------------------------------------------------------------- pictures
+# ---- pictures
 
-def draw_plots(folder: Path, metrics: dict, category_list, error_2d_array, keypoint_2d_array) -> None:
-    import matplotlib
-    matplotlib.use("Agg")  # draws into files; needs no screen
-    import matplotlib.pyplot as plt
+def new_plot(width, height, text=""):
+    return pyplot(text).subplots(figsize=(width, height), layout="constrained")
 
-    def save(figure, name):
-        with replacing(folder / name) as temporary:
-            figure.savefig(temporary, dpi=110)
-        plt.close(figure)
 
-    matrix = np.array(metrics["confusion_matrix"])
-    side = 2.5 + 0.45 * max(4, len(category_list))
-    figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
-    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), value in np.ndenumerate(matrix):
-        if value:
-            axes.text(column, row, str(value), ha="center", va="center", color="white" if share[row, column] > 0.5 else "black")
-    name_list = [name.replace("$", "\\$") for name in category_list]
-    axes.set_xticks(range(len(category_list)), name_list, rotation=90 if len(category_list) > 4 else 0)
-    axes.set_yticks(range(len(category_list)), name_list)
-    axes.set(xlabel="answer (background: missed)", ylabel="truth (background: false alarm)", title="confusion matrix")
-    save(figure, "confusion.png")
+def draw_confusion(path, matrix_list, name_list):
+    """Colours: share of the labels in the row; of false alarms, of the predictions in the column.
 
-    distance = np.hypot(*error_2d_array.T)
-    if not len(distance):  # nothing to draw, and what an earlier evaluation drew would mislead
-        for name in ("errors.png", "error_by_place.png"):
-            (folder / name).unlink(missing_ok=True)
-        return
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.hist(distance, bins=np.linspace(0, max(np.percentile(distance, 99.5), 0.1), 60), color="tab:blue")
-    for name, style in (("mean", "-"), ("p95", "--")):
-        axes.axvline(metrics["error_px"][name], color="black", linestyle=style, label=f"{name} {metrics['error_px'][name]:.2f} px")
-    axes.set(xlabel="error in px", ylabel="keypoints", title=f"localisation error of {len(distance)} keypoints")
+    [0][0] stays blank, since it counts pictures where all others count keypoints.
+    """
+    matrix_2d_array = np.array(matrix_list)
+    matrix_2d_array[0, 0] = 0
+    share_2d_array = matrix_2d_array / np.maximum(matrix_2d_array.sum(axis=1, keepdims=True), 1)
+    share_2d_array[0] = matrix_2d_array[0] / np.maximum(matrix_2d_array.sum(axis=0), 1)
+    name_list = [name[:25] for name in name_list]
+    side = 2 + 0.45 * max(4, len(name_list)) + 0.1 * max(map(len, name_list))
+    figure, axes = new_plot(side, side, "".join(name_list))
+    axes.imshow(share_2d_array, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(matrix_2d_array):
+        if count:
+            colour = "white" if share_2d_array[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(name_list)), name_list, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(name_list)), name_list, parse_math=False)
+    axes.set(xlabel="prediction (background: missed)", ylabel="truth (background: false alarm)")
+    save_figure(figure, path)
+
+
+def draw_curve(path, curve_2d_array, threshold):
+    figure, axes = new_plot(7, 4)
+    axes.plot(curve_2d_array[:, 0], curve_2d_array[:, 1:], label=["precision", "recall"])
+    axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:g}")
+    axes.set(title="precision and recall against the threshold", xlabel="threshold")
     axes.legend()
-    save(figure, "errors.png")
-
-    # By place in the cell: a half-pixel mistake shows as arrows that all point one way, a seam as dark squares at the rim.
-    bins = 8
-    column, row = ((keypoint_2d_array[:, i] % CELL / CELL * bins).astype(int) for i in (2, 3))
-    mean_2d_array, arrow_3d_array = np.full((bins, bins), np.nan), np.full((2, bins, bins), np.nan)
-    for i in range(bins):
-        for j in range(bins):
-            here = (row == i) & (column == j)
-            if here.any():
-                mean_2d_array[i, j] = distance[here].mean()
-                arrow_3d_array[:, i, j] = error_2d_array[here].mean(axis=0)
-    figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")
-    image = axes.imshow(mean_2d_array, cmap="viridis", extent=(0, CELL, CELL, 0), vmin=0)
-    figure.colorbar(image, label="mean error, px")
-    centre = (np.arange(bins) + 0.5) * CELL / bins
-    axes.quiver(centre, centre, *arrow_3d_array, angles="xy", scale_units="xy", scale=distance.mean() / 4, color="white", width=0.005)
-    axes.set(xlabel="x mod 32", ylabel="y mod 32", title=f"error by place in the cell\n(an arrow of 4 px here is {distance.mean():.2f} px)")
-    save(figure, "error_by_place.png")
+    save_figure(figure, path)
 
 
-def draw_cases(path: Path, images_4d_array, case_list, category_list) -> None:
-    """Close-ups: truth in white, answer in colour. A case: (title, picture, truth row or None, found row or None)."""
-    tile, columns = 200, 5
-    sheet = Image.new("RGB", (columns * (tile + 6) + 6, max(1, -(-len(case_list) // columns)) * (tile + 26) + 6), "white")
-    for number, (title, picture, truth, found) in enumerate(case_list):
-        point = truth if truth is not None else found
-        x, y = round(float(point[1])), round(float(point[2]))
+def draw_errors(path, error_2d_array):
+    """A dot a keypoint. Half a pixel forgotten somewhere shows as a cloud beside the cross."""
+    reach = max(1, np.abs(error_2d_array).max(initial=0))
+    figure, axes = new_plot(6, 6)
+    axes.scatter(*error_2d_array.T, s=8, alpha=0.5)
+    axes.axhline(0, color="black", linewidth=0.5)
+    axes.axvline(0, color="black", linewidth=0.5)
+    axes.set(title=f"prediction minus label of {len(error_2d_array)} keypoints", xlabel="x, px",
+             ylabel="y, px", xlim=(-reach, reach), ylim=(reach, -reach))
+    save_figure(figure, path)
+
+
+def draw_cases(path, outcome_list, images_4d_array, file_list, name_list):
+    """Close-ups, three times as large: the label in white, the prediction in colour."""
+    sheet = Image.new("RGB", (5 * 207, max(1, math.ceil(len(outcome_list) / 5)) * 227), "white")
+    for number, outcome in enumerate(outcome_list):
+        left, top = int(outcome.point.x) - 33, int(outcome.point.y) - 33
         keypoint_list = []
-        for row, colour in ((truth, "#ffffff"), (found, COLOUR_LIST[(int(found[0]) - 1) % len(COLOUR_LIST)] if found is not None else "")):
-            if row is not None:
-                px, py = (float(row[1]) - x + 33) * 3, (float(row[2]) - y + 33) * 3
-                keypoint_list.append({"class": category_list[int(row[0])], "x": px, "y": py, "box": [px - 45, py - 45, px + 45, py + 45],
-                                      "colour": colour})
-        crop = Image.fromarray(images_4d_array[picture]).crop((x - 33, y - 33, x + 34, y + 34))
-        crop = crop.resize((201, 201), Image.Resampling.NEAREST)
-        left, top = 6 + number % columns * (tile + 6), 6 + number // columns * (tile + 26)
-        sheet.paste(draw_keypoints(crop, keypoint_list).crop((0, 0, tile, tile)), (left, top + 20))
-        ImageDraw.Draw(sheet).text((left, top), title, fill="black", font=ImageFont.load_default(size=13))
+        for point in filter(None, (outcome.truth, outcome.prediction)):
+            x, y = 3 * (point.x - left), 3 * (point.y - top)
+            colour = COLOUR_LIST[(point.class_id - 1) % len(COLOUR_LIST)]
+            keypoint_list.append({"class": name_list[point.class_id], "x": x, "y": y,
+                                  "box": [x - 45, y - 45, x + 45, y + 45],
+                                  "colour": "white" if point is outcome.truth else colour})
+        image = Image.fromarray(images_4d_array[outcome.point.picture])
+        image = image.crop((left, top, left + 67, top + 67)).resize((201, 201), Image.NEAREST)
+        title = f"{file_list[outcome.point.picture][-15:]}: {outcome.kind}"
+        title += f", {outcome.distance:.2f} px" if outcome.distance is not None else ""
+        x, y = number % 5 * 207 + 3, number // 5 * 227 + 3
+        ImageDraw.Draw(sheet).text((x, y), title, "black", ImageFont.load_default(13))
+        sheet.paste(draw_keypoints(image, keypoint_list), (x, y + 20))
     with replacing(path) as temporary:
-        sheet.save(temporary)
+        sheet.save(temporary, "PNG")
 
 
-def worst_cases(found_list, truth_list) -> list:
+def worst_cases(outcome_list):
     """Misses, false alarms and confusions first, then the largest errors."""
-    wrong_list, error_list = [], []
-    for picture, (found_2d_array, truth_2d_array) in enumerate(zip(found_list, truth_list)):
-        pair_list = pair(found_2d_array, truth_2d_array)
-        for i, j in pair_list:
-            found, truth = found_2d_array[i], truth_2d_array[j]
-            distance = float(np.hypot(*(found[1:3] - truth[1:3])))
-            if found[0] != truth[0]:
-                wrong_list.append((f"{picture}: confusion, {found[3]:.2f}", picture, truth, found))
-            else:
-                error_list.append((distance, (f"{picture}: {distance:.2f} px", picture, truth, found)))
-        wrong_list += [(f"{picture}: false alarm, {found_2d_array[i, 3]:.2f}", picture, None, found_2d_array[i])
-                       for i in sorted(set(range(len(found_2d_array))) - {i for i, _ in pair_list})]
-        wrong_list += [(f"{picture}: miss", picture, truth_2d_array[j], None)
-                       for j in sorted(set(range(len(truth_2d_array))) - {j for _, j in pair_list})]
-    error_list.sort(key=lambda item: -item[0])
-    return (wrong_list[:15] + [case for _, case in error_list])[:20]
+    wrong_list = [outcome for outcome in outcome_list if outcome.kind != "right"]
+    right_list = sorted(only_right(outcome_list), key=lambda right: -right.distance)
+    return (wrong_list[:15] + right_list)[:20]
 
 
-def suspicious_labels(found_list, truth_list, category_list) -> list:
-    """Train labels that disagree most with the answers: (suspicion, sentence, picture, truth row, found row), worst first."""
-    result_list = []
-    for picture, (found_2d_array, truth_2d_array) in enumerate(zip(found_list, truth_list)):
-        pair_list = pair(found_2d_array, truth_2d_array)
-        free_found = set(range(len(found_2d_array))) - {i for i, _ in pair_list}
-        free_truth = set(range(len(truth_2d_array))) - {j for _, j in pair_list}
-        # What is left may be a label that was moved far: so the same class is paired at any distance here.
-        for i in sorted(free_found):
-            same = [j for j in free_truth if truth_2d_array[j, 0] == found_2d_array[i, 0]]
-            if same:
-                j = min(same, key=lambda j: np.hypot(*(found_2d_array[i, 1:3] - truth_2d_array[j, 1:3])))
-                pair_list.append((i, j))
-                free_found, free_truth = free_found - {i}, free_truth - {j}
-        for i, j in pair_list:
-            found, truth = found_2d_array[i], truth_2d_array[j]
-            distance = float(np.hypot(*(found[1:3] - truth[1:3])))
-            names = category_list[int(truth[0])], category_list[int(found[0])]
-            if names[0] != names[1]:
-                result_list.append((1 + found[3], f"swapped? labelled {names[0]}, looks like {names[1]}", picture, truth, found))
-            elif distance > SUSPICIOUS_ERROR:
-                suspicion = found[3] * min(distance / PAIR_RADIUS, 2)
-                result_list.append((suspicion, f"moved? {names[0]} is {distance:.1f} px off", picture, truth, found))
-        for i in free_found:
-            found = found_2d_array[i]
-            result_list.append((found[3], f"missing? {category_list[int(found[0])]}, score {found[3]:.2f}", picture, None, found))
-        for j in free_truth:
-            truth = truth_2d_array[j]
-            result_list.append((0.5, f"not there? {category_list[int(truth[0])]} was not found", picture, truth, None))
-    return sorted(result_list, key=lambda item: -item[0])
+# ---- labels that are probably wrong
+
+QUESTION_DICT = {"right": "moved?", "confused": "swapped?", "missed": "not there?",
+                 "false alarm": "missing?"}
 
 
-# ---------------------------------------------------------------- report
+def suspicious_labels(outcome_list):
+    """Outcomes in which label and prediction disagree, the most suspicious first."""
+    # A label that was moved far is a miss and a false alarm: pair what is left at any distance.
+    paired_list = [outcome for outcome in outcome_list if outcome.truth and outcome.prediction]
+    paired_list += pair([outcome.prediction for outcome in outcome_list if not outcome.truth],
+                        [outcome.truth for outcome in outcome_list if not outcome.prediction],
+                        own_class_radius=math.inf)
+    suspicious_list = [outcome for outcome in paired_list
+                       if outcome.kind != "right" or outcome.distance > SUSPICIOUS_ERROR]
+    return sorted(suspicious_list, key=suspicion, reverse=True)
 
-def cell_text(value, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+def suspicion(outcome):
+    """How sure the network is, and how much is at odds with it."""
+    factor_dict = {"confused": 2, "false alarm": 1, "missed": 0.5,
+                   "right": (outcome.distance or 0) / PAIR_RADIUS}
+    score = outcome.prediction.score if outcome.prediction else 1
+    return score * factor_dict[outcome.kind]
 
 
-def print_report(metrics: dict, category_list) -> None:
-    print(f"\n{'class':20}{'precision':>10}{'recall':>9}{'F1':>9}{'support':>9}{'mean px':>9}{'p95 px':>9}")
-    for name, row in (*metrics["classes"].items(), ("overall", {**metrics["overall"], "error_px": metrics["error_px"]})):
-        print(f"{name[:19]:20}{cell_text(row['precision']):>10}{cell_text(row['recall']):>9}{cell_text(row['f1']):>9}{row['support']:>9}"
-              f"{cell_text(row['error_px']['mean']):>9}{cell_text(row['error_px']['p95']):>9}")
+def print_suspicious(suspicious_list, file_list, category_list):
+    print(f"\n{len(suspicious_list)} labels disagree with the predictions")
+    if suspicious_list:
+        print("the first of them (close-ups in label_check.png; mend them in LabelImg):")
+    for outcome in suspicious_list[:20]:
+        picture, _, x, y, _ = outcome.point
+        label, prediction = (category_list[class_id] for class_id in outcome.cell)
+        text = f"{QUESTION_DICT[outcome.kind]} label {label}, prediction {prediction}"
+        text += f", score {outcome.prediction.score:.2f}" if outcome.prediction else ""
+        text += f", {outcome.distance:.1f} px apart" if outcome.kind == "right" else ""
+        print(f"  {file_list[picture]}  x {x:.0f} y {y:.0f}  {text}")
+
+
+# ---- report
+
+def print_row(name, value_list, width=10):
+    text_list = ["-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+                 for value in value_list]
+    print(f"{name[:20]:20}" + "".join(f"{text[:width - 1]:>{width}}" for text in text_list))
+
+
+def print_report(metrics, category_list):
+    print()
+    print_row("class", ["precision", "recall", "F1", "support", "mean px", "p95 px"])
+    overall_dict = {**metrics["overall"], "error_px": metrics["error_px"]}
+    for name, row_dict in {**metrics["classes"], "overall": overall_dict}.items():
+        *rate_list, error_dict = row_dict.values()
+        print_row(name, [*rate_list, error_dict["mean"], error_dict["p95"]])
     if len(category_list) <= 8:
-        print("\nconfusion matrix: rows truth, columns answer; column background: misses, row background: false alarms")
-        print(" " * 20 + "".join(f"{name[:11]:>12}" for name in category_list))
+        print("\nconfusion matrix: rows truth, columns prediction")
+        print_row("", category_list, 12)
         for name, row in zip(category_list, metrics["confusion_matrix"]):
-            print(f"{name[:19]:20}" + "".join(f"{value:12}" for value in row))
-    error = metrics["error_px"]
-    print("\nerror in px: " + ", ".join(f"{name} {cell_text(error[name])}" for name in ("mean", "median", "p90", "p95", "p99", "max"))
-          + f"; within 3 px {cell_text(error['within_3px'], 4)}; bias {error['bias']}; all labels, missed ones too {cell_text(error['all_points'])}")
-    guess = metrics["blind_guess"]
-    print(f"a blind guess: precision {cell_text(guess['precision'])}, recall {cell_text(guess['recall'])}, error {cell_text(guess['error_px'], 1)} px")
-    rate = metrics["speed"]
-    print(f"speed: decoding {rate['decode_ms']} ms, network {rate['network_ms']} ms, file to keypoints {rate['picture_ms']} ms = "
-          f"{rate['pictures_per_second']} pictures a second\n"
-          f"       {rate['multiply_adds'] / 1e6:.0f} million multiply-adds; a 1024 x 1024 matrix product runs at {rate['matmul_rate']:.0f} billion "
-          f"a second here: at that rate they take {rate['floor_ms']} ms")
+            print_row(name, row, 12)
     if metrics["robustness"]:
-        print(f"\n{'change':24}{'precision':>10}{'recall':>9}{'mean px':>9}")
-        for name, row in metrics["robustness"].items():
-            print(f"{name:24}{cell_text(row['precision']):>10}{cell_text(row['recall']):>9}{cell_text(row['mean_error_px']):>9}")
-        shift = metrics["shift"]
-        print(f"shifted by 0 to 31 px: std {cell_text(shift['std_px'])} px, max {cell_text(shift['max_px'])} px, lost {cell_text(shift['lost'], 4)}")
+        print()
+        print_row("change", ["precision", "recall", "mean px"])
+        for name, row_dict in metrics["robustness"].items():
+            print_row(name, row_dict.values())
+    print()
+    for key in ("error_px", "recall_within", "blind_guess", "shift", "speed"):
+        text_list = [f"{name} {value}" for name, value in metrics[key].items() if value is not None]
+        if text_list:
+            print(f"{key}: " + ", ".join(text_list))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Evaluate the trained network on the test or train split.")
-    parser.add_argument("--data", type=Path, default=DATA_FOLDER, help="folder with data set and weights (default: data)")
-    parser.add_argument("--split", choices=("test", "train"), default="test", help="which split (default: %(default)s)")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least score of an answer, 0 to 1 (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="leave out robustness and shift test (default: do them)")
+# ---- the whole evaluation
+
+def load(data_folder, split):
+    """The network, what it knows, dataset.json and the arrays; UserError where they do not fit."""
+    weights_path = model.find_weights(data_folder)
+    print(f"using {weights_path}")
+    network, about_dict = model.load_weights(weights_path, pick_device())
+    dataset_dict, array_dict = read_data_set(data_folder)
+    known_list, category_list = about_dict["category_list"], dataset_dict["category_list"]
+    train_command = command("03_train.py", data_folder)
+    if known_list != category_list:
+        raise UserError(f"{weights_path}: knows {known_list[1:]}, the data set has "
+                        f"{category_list[1:]}; train on it with {train_command}")
+    if not len(array_dict[split][0]):
+        raise UserError(f"{data_folder}: {split} holds no picture; take another --split")
+    known_most, most = about_dict["max_per_class"], dataset_dict["max_per_class"]
+    if known_most < most:
+        print(f"these weights know at most {known_most} of a class in a picture, the data set "
+              f"holds {most}; train on it with {train_command}")
+    return model.fold_batch_norm(network), about_dict, dataset_dict, array_dict
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(description="Evaluate the trained network.")
+    parser.add_argument("--data", type=Path, default=DATA_FOLDER,
+                        help="folder with data set and weights (default: data)")
+    parser.add_argument("--split", choices=("test", "val", "train"), default="test",
+                        help="which split (default: %(default)s)")
+    parser.add_argument("--threshold", type=float, default=0.5,
+                        help="least score of a prediction, 0 to 1 (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true",
+                        help="leave out robustness and shift test (default: do them)")
     options = parser.parse_args()
     if not 0 <= options.threshold <= 1:
         parser.error("--threshold must lie between 0 and 1")
-    weights_path = model.find_weights(options.data)
-    print(f"using {weights_path}")
-    network, about_dict = model.load_weights(weights_path, pick_device())
-    network = model.fold_batch_norm(network)
-    dataset_dict, array_dict = read_data_set(options.data)
-    category_list = dataset_dict["category_list"]
-    if category_list != about_dict["category_list"]:
-        raise UserError(f"{weights_path}: knows {about_dict['category_list'][1:]}, the data set has {category_list[1:]}; "
-                        "train on it with 03_train.py")
-    images_4d_array, label_2d_array = array_dict[options.split]
-    truth_list = [label_2d_array[label_2d_array[:, 0] == index, 1:] for index in range(len(images_4d_array))]  # class id, x, y
+    return options
 
-    found_list, best_list = [], []
-    progress = Progress(len(images_4d_array), "answering")
-    for done, image_3d_array in enumerate(images_4d_array, start=1):
-        found_list.append(answer(network, image_3d_array, about_dict["max_per_class"], options.threshold))
-        best_list.append(answer(network, image_3d_array, 1, 0.0))  # each class where it would be if one had to say
-        progress.show(done)
-    metrics = summarise(found_list, best_list, truth_list, category_list)
-    metrics["blind_guess"] = blind_guess(array_dict["train"][1], truth_list, category_list)
-    metrics["speed"] = speed(network, images_4d_array[0], about_dict)
+
+def main():
+    options = parse_options()
+    network, about_dict, dataset_dict, array_dict = load(options.data, options.split)
+    images_4d_array, label_2d_array = array_dict[options.split]
+    category_list, count = dataset_dict["category_list"], len(images_4d_array)
+    truth_list = [Keypoint(int(picture), int(class_id), x, y)
+                  for picture, class_id, x, y in label_2d_array.tolist()]
+
+    all_list = predict_all(network, images_4d_array, about_dict["max_per_class"])
+    outcome_list = pair([point for point in all_list if point.score >= options.threshold], truth_list)
+    metrics = summarise(outcome_list, all_list, truth_list, count, category_list)
+    metrics["blind_guess"] = blind_guess(array_dict["train"][1], truth_list, count, category_list)
+    metrics["speed"] = speed(network, about_dict, images_4d_array)
     metrics["robustness"], metrics["shift"] = {}, {}
     if not options.quick:
-        metrics["robustness"] = robustness(network, images_4d_array, truth_list, about_dict, options.threshold)
-        metrics["shift"] = shift_test(network, images_4d_array, truth_list, about_dict, options.threshold)
+        argument_list = [network, about_dict, images_4d_array, truth_list, options.threshold]
+        metrics["robustness"] = robustness(*argument_list)
+        metrics["shift"] = shift_test(*argument_list)
     print_report(metrics, category_list)
 
     folder = options.data / "results"
-    suffix = "" if options.split == "test" else "_train"
+    suffix = "" if options.split == "test" else f"_{options.split}"
     with replacing(folder / f"metrics{suffix}.json") as temporary:
-        temporary.write_text(json.dumps(metrics, indent=1, ensure_ascii=False), encoding="utf-8")
-    draw_plots(folder, metrics, category_list, *right_errors(found_list, truth_list))
-    draw_cases(folder / "worst.png", images_4d_array, worst_cases(found_list, truth_list), category_list)
+        text = json.dumps(metrics, indent=1, ensure_ascii=False)
+        temporary.write_text(text, encoding="utf-8")
+    curve_2d_array = precision_recall_curve(all_list, truth_list, len(category_list))
+    name_list, file_list = names_to_draw(category_list), dataset_dict[options.split]["file_list"]
+    draw_curve(folder / f"precision_recall{suffix}.png", curve_2d_array, options.threshold)
+    draw_confusion(folder / f"confusion{suffix}.png", metrics["confusion_matrix"], name_list)
+    draw_errors(folder / f"errors{suffix}.png", right_errors(outcome_list))
+    draw_cases(folder / f"worst{suffix}.png", worst_cases(outcome_list), images_4d_array,
+               file_list, name_list)
     if options.split == "train":
-        suspicious_list = suspicious_labels(found_list, truth_list, category_list)
-        print(f"\n{len(suspicious_list)} labels disagree with the answers; the first of them (open them in LabelImg):")
-        file_list = dataset_dict["train"]["file_list"]
-        for _, sentence, picture, truth, found in suspicious_list[:20]:
-            point = truth if truth is not None else found
-            print(f"  {file_list[picture]}  x {point[1]:.0f} y {point[2]:.0f}  {sentence}")
-        draw_cases(folder / "label_check.png", images_4d_array,
-                   [(sentence.split("?")[0] + f"? {file_list[picture]}"[:24], picture, truth, found)
-                    for _, sentence, picture, truth, found in suspicious_list[:20]], category_list)
-    print(f"\nwrote metrics{suffix}.json and pictures to {folder}\nnext: python 05_predict.py PICTURE_OR_FOLDER")
+        suspicious_list = suspicious_labels(outcome_list)
+        print_suspicious(suspicious_list, file_list, category_list)
+        draw_cases(folder / "label_check.png", suspicious_list[:20], images_4d_array, file_list,
+                   name_list)
+    print(f"\nwrote metrics{suffix}.json and pictures to {folder}")
+    print(f"next: {command('05_predict.py', options.data, 'PICTURE_OR_FOLDER')}")
 
 
 if __name__ == "__main__":

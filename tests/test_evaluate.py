@@ -1,188 +1,298 @@
-"""04_evaluate.py: pairing, the confusion matrix and what follows from it, the blind guess, the shift test, on hand-worked cases."""
+"""04_evaluate.py: pairing, the confusion matrix and what follows from it, on hand-worked cases."""
+
+import json
+import math
+import shlex
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from conftest import Sees, load
+from conftest import Sees, call_main, load
 
 model, evaluate = load("02_model"), load("04_evaluate")
+Keypoint, Outcome = evaluate.Keypoint, evaluate.Outcome
 
 CATEGORIES = ["background", "left", "right"]
 ABOUT = {"category_list": CATEGORIES, "box_size": [30, 30], "max_per_class": 1}
+FILES = ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg"]
 
 
-def rows(*row_list, columns=4):
-    """Rows (class id, x, y[, score]) as an array; a score of 0.9 where none is given."""
-    return np.array([(*row, 0.9)[:columns] for row in row_list], float).reshape(-1, columns)
+def points(*picture_list):
+    """Keypoints; for each picture a list of rows: class id, x, y[, score], the score 0.9 if not given."""
+    return [Keypoint(picture, *row, *([0.9] if len(row) == 3 else []))
+            for picture, row_list in enumerate(picture_list) for row in row_list]
 
 
-def truths(*row_list):
-    return rows(*row_list, columns=3)
+def outcome_of(kind, truth_row=None, found_row=None):
+    truth, found = (points([row])[0] if row else None for row in (truth_row, found_row))
+    return Outcome(kind, truth, found, truth.distance_to(found) if truth and found else None)
 
 
-# ---------------------------------------------------------------- pairing
+# ---- pairing
 
 @pytest.mark.parametrize("found, truth, expected", [
-    (rows((1, 5, 5)), truths((1, 8, 9)), {(0, 0)}),  # 5 px off
-    (rows((1, 5, 5)), truths((1, 5, 15)), {(0, 0)}),  # just within
-    (rows((1, 5, 5)), truths((1, 5, 15.1)), set()),  # just too far
-    (rows((1, 0, 0), (1, 4, 0)), truths((1, 5, 0)), {(1, 0)}),  # the nearer answer gets it
-    (rows((1, 0, 0)), truths((1, 6, 0), (1, 3, 0)), {(0, 1)}),  # one keypoint only
-    (rows((1, 0, 0), (1, 4, 0)), truths((1, 3, 0), (1, 11, 0)), {(1, 0)}),  # nearest pair first, though two pairs could be made
-    (rows((1, 0, 0), (2, 1, 0)), truths((2, 0, 0)), {(1, 0)}),  # own class before a nearer other one
-    (rows((1, 0, 0), (2, 6, 0)), truths((2, 0, 0), (1, 6, 0)), {(0, 1), (1, 0)}),
-    (rows((1, 0, 0), (2, 6, 0)), truths((2, 0, 0)), {(1, 0)}),
-    (rows((1, 0, 0)), truths((2, 3, 0)), {(0, 0)}),  # a confusion
-    (rows(), truths((1, 0, 0)), set()), (rows((1, 0, 0)), truths(), set()), (rows(), truths(), set())])
-def test_answers_and_keypoints_are_paired_one_to_one_own_class_first_nearest_first(found, truth, expected):
-    assert set(evaluate.pair(found, truth)) == expected
+    ([(1, 5, 5)], [(1, 8, 9)], {(0, 0)}),  # 5 px off
+    ([(1, 5, 5)], [(1, 5, 15)], {(0, 0)}),  # just within
+    ([(1, 5, 5)], [(1, 5, 15.1)], set()),  # just too far
+    ([(1, 0, 0), (1, 4, 0)], [(1, 5, 0)], {(1, 0)}),  # the nearer prediction gets it
+    ([(1, 0, 0)], [(1, 6, 0), (1, 3, 0)], {(0, 1)}),  # one label only
+    # The nearest pair first, though two pairs could be made.
+    ([(1, 0, 0), (1, 4, 0)], [(1, 3, 0), (1, 11, 0)], {(1, 0)}),
+    ([(1, 0, 0), (2, 1, 0)], [(2, 0, 0)], {(1, 0)}),  # own class before a nearer other one
+    ([(1, 0, 0), (2, 6, 0)], [(2, 0, 0), (1, 6, 0)], {(0, 1), (1, 0)}),
+    ([(1, 0, 0), (2, 6, 0)], [(2, 0, 0)], {(1, 0)}),
+    ([(1, 0, 0)], [(2, 3, 0)], {(0, 0)}),  # a confusion
+    ([(1, 0, 0)], [(2, 3, 10)], set()),  # too far for one
+    ([], [(1, 0, 0)], set()), ([(1, 0, 0)], [], set()), ([], [], set())])
+def test_predictions_and_labels_are_paired_one_to_one_own_class_first_nearest_first(found, truth, expected):
+    found_list, truth_list = points(found), points(truth)
+    assert {(found_list.index(outcome.prediction), truth_list.index(outcome.truth))
+            for outcome in evaluate.pair(found_list, truth_list)
+            if outcome.prediction and outcome.truth} == expected
 
 
-def test_pairing_never_uses_an_answer_or_a_keypoint_twice():
+def random_points(rng, pictures=4):
+    return points(*[[(int(rng.integers(1, 3)), *rng.uniform(0, 30, 2)) for _ in range(rng.integers(0, 8))]
+                    for _ in range(pictures)])
+
+
+def test_each_prediction_and_each_label_is_in_exactly_one_outcome_of_the_right_kind():
     rng = np.random.default_rng(0)
     for _ in range(50):
-        found, truth = (np.column_stack([rng.integers(1, 3, n), rng.uniform(0, 30, (n, 2))]) for n in rng.integers(0, 8, 2))
-        pair_list = evaluate.pair(found, truth)
-        assert len({i for i, _ in pair_list}) == len({j for _, j in pair_list}) == len(pair_list)
-        for i, j in pair_list:
-            assert np.hypot(*(found[i, 1:] - truth[j, 1:])) <= evaluate.PAIR_RADIUS
+        found_list, truth_list = random_points(rng), random_points(rng)
+        outcome_list = evaluate.pair(found_list, truth_list)
+        assert sorted(o.prediction for o in outcome_list if o.prediction) == sorted(found_list)
+        assert sorted(o.truth for o in outcome_list if o.truth) == sorted(truth_list)
+        for kind, truth, found, distance in outcome_list:
+            if truth and found:
+                assert kind == ("right" if truth.class_id == found.class_id else "confused")
+                assert truth.picture == found.picture
+                assert distance == pytest.approx(math.dist(truth[2:4], found[2:4]))
+                assert distance <= evaluate.PAIR_RADIUS
+            else:
+                assert kind == ("missed" if truth else "false alarm") and distance is None
 
 
-# ---------------------------------------------------------------- confusion matrix, precision, recall
+def test_labels_that_are_equal_in_all_are_still_two():
+    truth_list = points([(1, 5, 5), (1, 5, 5)])
+    kind_list = [outcome.kind for outcome in evaluate.pair(points([(1, 5, 5)]), truth_list)]
+    assert sorted(kind_list) == ["missed", "right"]
 
-FOUND = [rows((1, 10, 10), (2, 50, 50)),  # both right
-         rows((2, 10, 10)),  # a confusion
-         rows((1, 200, 200)),  # a false alarm and a miss
-         rows(), rows(), rows((2, 11, 10), (2, 13, 10))]  # an empty picture left empty; a miss; one right and one answer too many
-TRUTH = [truths((1, 10, 13), (2, 50, 46)), truths((1, 10, 12)), truths((1, 10, 10)), truths(), truths((2, 7, 7)), truths((2, 10, 10))]
+
+def test_keypoints_of_different_pictures_are_never_paired():
+    outcome_list = evaluate.pair(points([], [(1, 5, 5)]), points([(1, 5, 5)], []))
+    assert [outcome.kind for outcome in outcome_list] == ["missed", "false alarm"]
+
+
+# ---- confusion matrix, precision, recall
+
+FOUND = points([(1, 10, 10), (2, 50, 50)],  # both right
+               [(2, 10, 10)],  # a confusion
+               [(1, 200, 200)],  # a false alarm and a miss
+               [],  # an empty picture left empty
+               [],  # a miss
+               [(2, 11, 10), (2, 13, 10)])  # one right and one too many
+TRUTH = points([(1, 10, 13), (2, 50, 46)], [(1, 10, 12)], [(1, 10, 10)], [], [(2, 7, 7)], [(2, 10, 10)])
+OUTCOMES = evaluate.pair(FOUND, TRUTH)
+MATRIX = [[1, 1, 1], [1, 1, 1], [1, 0, 2]]  # worked out by hand; rows truth: background, left, right
 
 
 def test_the_confusion_matrix_equals_one_worked_out_by_hand():
-    # Rows truth, columns answer: background, left, right.
-    assert evaluate.confusion_matrix(FOUND, TRUTH, 3).tolist() == [[1, 1, 1], [1, 1, 1], [1, 0, 2]]
+    assert evaluate.confusion_matrix(OUTCOMES, 6, 3).tolist() == MATRIX
 
 
-def test_the_matrix_counts_each_keypoint_and_each_answer_once():
-    matrix = evaluate.confusion_matrix(FOUND, TRUTH, 3)
-    assert matrix[1:].sum() == sum(map(len, TRUTH)) and matrix[:, 1:].sum() == sum(map(len, FOUND))
+def test_the_matrix_counts_each_label_and_each_prediction_once():
+    matrix = evaluate.confusion_matrix(OUTCOMES, 6, 3)
+    assert matrix[1:].sum() == len(TRUTH) and matrix[:, 1:].sum() == len(FOUND)
 
 
 def test_precision_and_recall_of_a_class_come_from_its_column_and_row():
-    matrix = evaluate.confusion_matrix(FOUND, TRUTH, 3)
+    matrix = np.array(MATRIX)
     assert evaluate.precision_recall(matrix, [1]) == {"precision": 0.5, "recall": 0.3333, "f1": 0.4, "support": 3}
     assert evaluate.precision_recall(matrix, [2]) == {"precision": 0.5, "recall": 0.6667, "f1": 0.5714, "support": 3}
-    assert evaluate.precision_recall(matrix, [1, 2]) == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 6}
+    both = {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 6}
+    assert evaluate.precision_recall(matrix, [1, 2]) == evaluate.overall(OUTCOMES, 3) == both
 
 
 @pytest.mark.parametrize("matrix, expected", [
     ([[3, 0], [0, 0]], (None, None, None, 0)),  # nothing to find, nothing found
-    ([[0, 0], [4, 0]], (None, 0.0, 0.0, 4)),  # never answered
+    ([[0, 0], [4, 0]], (None, 0.0, 0.0, 4)),  # never predicted
     ([[0, 4], [0, 0]], (0.0, None, 0.0, 0))])  # only false alarms
 def test_where_nothing_can_be_divided_there_is_none(matrix, expected):
     assert tuple(evaluate.precision_recall(np.array(matrix), [1]).values()) == expected
 
 
-# ---------------------------------------------------------------- errors in px
+def test_the_curve_holds_precision_and_recall_of_what_reaches_each_threshold():
+    found_list = points([(1, 10, 10, 0.7), (2, 90, 90, 0.3)], [(1, 50, 50, 0.1)])
+    curve = evaluate.precision_recall_curve(found_list, points([(1, 10, 10)], [(1, 50, 50)]), 3)
+    assert curve.shape == (49, 3) and (np.diff(curve[:, 0]) > 0).all()
+    for threshold, precision, recall in curve:
+        right = sum(score >= threshold for score in (0.7, 0.1))
+        predictions = right + (0.3 >= threshold)
+        assert recall == right / 2
+        assert precision == pytest.approx(right / predictions, abs=1e-4) if predictions else np.isnan(precision)
 
-def test_errors_are_answer_minus_truth_of_the_right_pairs_only():
-    error_2d_array, keypoint_2d_array = evaluate.right_errors(FOUND, TRUTH)
-    assert error_2d_array.tolist() == [[0, -3], [0, 4], [1, 0]]
-    assert keypoint_2d_array.tolist() == [[0, 1, 10, 13], [0, 2, 50, 46], [5, 2, 10, 10]]
+
+@pytest.mark.parametrize("max_per_class", [1, 9])
+def test_predictions_at_a_threshold_are_those_of_a_lower_one_whose_score_reaches_it(max_per_class):
+    torch.manual_seed(0)
+    network = model.KeypointNet(3).eval()
+    images_4d_array = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
+    all_list = evaluate.predict_all(network, images_4d_array, max_per_class)
+    for threshold in (0.2, 0.3, 0.4):
+        found_list = [found for picture in range(2) for found in
+                      evaluate.predict(network, images_4d_array[picture], picture, max_per_class, threshold)]
+        assert found_list == [found for found in all_list if found.score >= threshold]
 
 
-def summary():
-    best_list = [rows((1, 10, 10), (2, 50, 50))] * len(TRUTH)
-    return evaluate.summarise(FOUND, best_list, TRUTH, CATEGORIES)
+# ---- errors in px
+
+def summary(found_list=FOUND, truth_list=TRUTH, all_list=FOUND, pictures=6):
+    outcome_list = evaluate.pair(found_list, truth_list)
+    return evaluate.summarise(outcome_list, all_list, truth_list, pictures, CATEGORIES)
+
+
+def test_errors_are_prediction_minus_truth_of_the_right_pairs_only():
+    assert evaluate.right_errors(OUTCOMES).tolist() == [[0, -3], [0, 4], [1, 0]]
 
 
 def test_the_summary_equals_one_worked_out_by_hand():
     result = summary()
     error = result["error_px"]
-    assert result["images"] == 6 and result["confusion_matrix"] == [[1, 1, 1], [1, 1, 1], [1, 0, 2]]
+    assert result["images"] == 6 and result["confusion_matrix"] == MATRIX
     assert (error["mean"], error["median"], error["max"]) == (2.667, 3, 4) and error["within_3px"] == 0.6667
-    assert error["bias"] == [0.333, 0.333] and error["p90"] == pytest.approx(3.8) and error["p99"] == pytest.approx(3.98)
-    assert result["classes"]["left"]["error_px"] == {"mean": 3, "p95": 3} and result["classes"]["right"]["error_px"]["mean"] == 2.5
+    assert error["bias"] == [0.333, 0.333]
+    assert error["p90"] == pytest.approx(3.8) and error["p99"] == pytest.approx(3.98)
+    assert result["classes"]["left"]["error_px"] == {"mean": 3, "p95": 3}
+    assert result["classes"]["right"]["error_px"]["mean"] == 2.5
 
 
-def test_all_points_counts_each_keypoint_with_its_classes_best_cell_whatever_the_score():
-    left = [3, 2, 0]  # from (10, 10) to the left truths; from (50, 50) to the right ones
+def test_recall_within_is_the_share_of_all_labels_that_are_right_and_so_near():
+    assert summary()["recall_within"] == {"2px": 0.1667, "5px": 0.5, "10px": 0.5}  # 1, 3 and 3 of 6
+
+
+def test_all_points_counts_each_label_with_its_classes_best_cell_whatever_the_score():
+    best_list = points(*[[(1, 10, 10, 0.1), (2, 50, 50, 0.02)]] * 6)
+    left = [3, 2, 0]  # from (10, 10) to the left labels; from (50, 50) to the right ones
     right = [4, np.hypot(43, 43), np.hypot(40, 40)]
-    assert summary()["error_px"]["all_points"] == pytest.approx(np.mean(left + right), abs=1e-3)
+    expected = pytest.approx(np.mean(left + right), abs=1e-3)
+    assert summary(all_list=best_list)["error_px"]["all_points"] == expected
+    worse_list = points(*[[(1, 99, 99, 0.05), (2, 9, 9, 0.01)]] * 6)  # more of a class: the best counts
+    for all_list in (worse_list + best_list, best_list + worse_list):
+        assert summary(all_list=all_list)["error_px"]["all_points"] == expected
 
 
-def test_a_summary_without_any_answer_or_keypoint_holds_none():
-    nothing = [rows((1, 10, 10), (2, 50, 50))]
-    for truth in (truths(), truths((1, 3, 3))):
-        result = evaluate.summarise([rows()], nothing, [truth], CATEGORIES)
-        assert result["error_px"]["mean"] is None and result["error_px"]["bias"] is None and result["overall"]["precision"] is None
-        assert (result["error_px"]["all_points"] is None) == (len(truth) == 0)
+def test_all_points_is_none_where_a_picture_holds_several_of_a_class():
+    several_list = points([(1, 10, 10), (1, 90, 90)], [(2, 50, 50)])
+    assert summary(several_list, several_list, several_list, 2)["error_px"]["all_points"] is None
+    spread_list = points([(1, 10, 10), (2, 90, 90)], [(1, 50, 50)])
+    assert summary(spread_list, spread_list, spread_list, 2)["error_px"]["all_points"] == 0
+
+
+def test_a_summary_without_any_prediction_or_label_holds_none():
+    best_list = points([(1, 10, 10, 0.1), (2, 50, 50, 0.1)])
+    for truth_list in ([], points([(1, 3, 3)])):
+        result = summary([], truth_list, best_list, 1)
+        assert result["error_px"]["mean"] is None and result["error_px"]["bias"] is None
+        assert result["overall"]["precision"] is None
+        assert (result["error_px"]["all_points"] is None) == (len(truth_list) == 0)
+        share = 0 if truth_list else None
+        assert result["recall_within"] == {"2px": share, "5px": share, "10px": share}
 
 
 def test_the_blind_guess_answers_each_classs_median_place_in_the_training_split():
-    train_label_2d_array = np.array([(0, 1, 10, 10), (1, 1, 12, 30), (2, 1, 90, 20), (0, 2, 50, 50)], np.float32)  # medians (12, 20), (50, 50)
-    truth_list = [truths((1, 12, 24), (2, 80, 10)), truths()]
-    guess = evaluate.blind_guess(train_label_2d_array, truth_list, CATEGORIES)
-    assert guess == {"precision": 0.25, "recall": 0.5, "error_px": 27.0}  # four guesses, one right; errors 4 and 50
+    label_2d_array = np.array([(0, 1, 10, 10), (1, 1, 12, 30), (2, 1, 90, 20), (0, 2, 50, 50)], np.float32)
+    truth_list = points([(1, 12, 24), (2, 80, 10)], [])  # the medians are (12, 20) and (50, 50)
+    guess = evaluate.blind_guess(label_2d_array, truth_list, 2, CATEGORIES)
+    # Four guesses, one right; errors 4 and 50.
+    assert guess == {"precision": 0.25, "recall": 0.5, "error_px": 27.0}
 
 
 def test_the_blind_guess_knows_only_classes_that_the_training_split_holds():
-    truth_list = [truths((1, 12, 20), (2, 80, 10))]
-    guess = evaluate.blind_guess(np.array([(0, 1, 12, 20)], np.float32), truth_list, CATEGORIES)
+    truth_list = points([(1, 12, 20), (2, 80, 10)])
+    guess = evaluate.blind_guess(np.array([(0, 1, 12, 20)], np.float32), truth_list, 1, CATEGORIES)
     assert guess == {"precision": 1.0, "recall": 0.5, "error_px": 0.0}
-    guess = evaluate.blind_guess(np.zeros((0, 4), np.float32), truth_list, CATEGORIES)
+    guess = evaluate.blind_guess(np.zeros((0, 4), np.float32), truth_list, 1, CATEGORIES)
     assert guess["precision"] is None and guess["recall"] == 0 and guess["error_px"] is None
 
 
-# ---------------------------------------------------------------- tests of a network
+# ---- tests of a network
+
+SEES = Sees().eval()
+
 
 def seen_pictures():
     """Three grey pictures: two keypoints, one, none; a pixel each."""
     images_4d_array = np.full((3, 96, 128, 3), 128, np.uint8)
-    truth_list = [truths((1, 40.5, 33.5), (2, 100.5, 70.5)), truths((1, 64.5, 31.5)), truths()]
-    for image_3d_array, truth in zip(images_4d_array, truth_list):
-        for class_id, x, y in truth:
-            image_3d_array[int(y), int(x)] = (255, 255, 255) if class_id == 1 else (255, 0, 0)
+    truth_list = points([(1, 40.5, 33.5), (2, 100.5, 70.5)], [(1, 64.5, 31.5)], [])
+    for picture, class_id, x, y, _ in truth_list:
+        images_4d_array[picture, int(y), int(x)] = (255, 255, 255) if class_id == 1 else (255, 0, 0)
     return images_4d_array, truth_list
 
 
-def test_answers_hold_class_place_and_score_and_the_best_cell_of_each_class():
+def test_predictions_hold_picture_class_place_and_score_and_each_class_without_a_threshold():
     images_4d_array, truth_list = seen_pictures()
-    found = evaluate.answer(Sees(), images_4d_array[0], 1, 0.5)
-    assert np.allclose(found[:, :3], truth_list[0], atol=1e-3) and (found[:, 3] > 0.99).all()
-    assert np.allclose(evaluate.answer(Sees(), images_4d_array[0], 1, 0.0)[:, :3], truth_list[0], atol=1e-3)
-    found, best = (evaluate.answer(Sees(), images_4d_array[1], 1, threshold) for threshold in (0.5, 0.0))
-    assert found[:, 0].tolist() == [1] and best[:, 0].tolist() == [1, 2] and best[1, 3] < 0.01  # the absent class has its best guess, too
+    found_list = evaluate.predict(SEES, images_4d_array[0], 0, 1, 0.5)
+    assert np.allclose([found[:4] for found in found_list], [truth[:4] for truth in truth_list[:2]], atol=1e-3)
+    assert all(found.score > 0.99 for found in found_list)
+    found, = evaluate.predict(SEES, images_4d_array[1], 7, 1, 0.5)
+    assert found[:2] == (7, 1)
+    all_list = evaluate.predict_all(SEES, images_4d_array, 1)
+    assert [found[:2] for found in all_list] == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2)]
+    assert all_list[3].score < 0.01  # a class that is not there has its best cell, too
+
+
+def test_a_network_in_training_mode_is_not_judged_in_silence():
+    network = model.KeypointNet(3).train()
+    with pytest.raises(AssertionError, match="eval"):
+        evaluate.predict(network, np.zeros((64, 64, 3), np.uint8), 0, 1, 0.5)
 
 
 def test_the_shift_test_gives_zero_for_a_network_that_moves_its_answer_with_the_picture():
-    result = evaluate.shift_test(Sees(), *seen_pictures(), ABOUT, 0.5)
+    result = evaluate.shift_test(SEES, ABOUT, *seen_pictures(), 0.5)
     assert result["std_px"] <= 0.001 and result["max_px"] <= 0.001 and result["lost"] == 0
 
 
-def test_the_shift_test_shows_an_answer_that_depends_on_the_place_in_the_cell(monkeypatch):
-    # The first look alone: several would hide a part.
-    monkeypatch.setattr(model, "look_again", lambda network, image_3d, keypoint_2d, class_id_1d: (keypoint_2d, torch.ones(len(keypoint_2d))))
-    result = evaluate.shift_test(Sees(snap=8), *seen_pictures(), ABOUT, 0.5)
-    # Over 32 shifts the answer lies evenly 0.5 to 7.5 px off: a spread of sqrt((64 - 1) / 12) px in x, likewise in y.
+def test_the_shift_test_shows_an_answer_that_depends_on_the_place_in_the_cell():
+    result = evaluate.shift_test(Sees(snap=8).eval(), ABOUT, *seen_pictures(), 0.5)
+    # Over 32 shifts the answer lies evenly 0.5 to 7.5 px off: sqrt((64 - 1) / 12) px in x, and in y.
     assert result["std_px"] == pytest.approx(np.sqrt(2 * 63 / 12), abs=0.01) and result["lost"] == 0
     assert 3.5 < result["max_px"] <= 3.5 * np.sqrt(2) + 0.01
 
 
 def test_the_shift_test_counts_what_is_not_found():
-    result = evaluate.shift_test(Sees(), seen_pictures()[0], [truths((1, 40.5, 33.5), (2, 20, 20)), truths(), truths()], ABOUT, 0.5)
-    assert result["lost"] == 0.5
-    result = evaluate.shift_test(Sees(), seen_pictures()[0], [truths()] * 3, ABOUT, 0.5)
+    images_4d_array, _ = seen_pictures()
+    truth_list = points([(1, 40.5, 33.5), (2, 20, 20)])
+    assert evaluate.shift_test(SEES, ABOUT, images_4d_array, truth_list, 0.5)["lost"] == 0.5
+    result = evaluate.shift_test(SEES, ABOUT, images_4d_array, points([(2, 20, 20)]), 0.5)
+    assert result == {"std_px": None, "max_px": None, "lost": 1}
+    result = evaluate.shift_test(SEES, ABOUT, images_4d_array, [], 0.5)
     assert result == {"std_px": None, "max_px": None, "lost": None}
 
 
 def test_the_robustness_table_has_a_row_a_change_and_the_unchanged_row_is_right():
-    result = evaluate.robustness(Sees(), *seen_pictures(), ABOUT, 0.5)
-    assert set(result) == set(evaluate.CHANGE_DICT)
-    unchanged = next(iter(result.values()))
+    result = evaluate.robustness(SEES, ABOUT, *seen_pictures(), 0.5)
+    assert list(result) == list(evaluate.CHANGE_DICT)
+    unchanged = result["as it is"]
     assert unchanged["precision"] == unchanged["recall"] == 1 and unchanged["mean_error_px"] <= 0.001
-    assert any(row["recall"] == 0 for row in result.values())  # a single white pixel does not survive them all
+    assert any(row["recall"] == 0 for row in result.values())  # one white pixel does not survive them all
+
+
+def test_of_many_pictures_the_robustness_table_and_the_shift_test_take_some_with_their_labels(monkeypatch):
+    truth_list = points(*[[(1, 40.5, 33.5)]] * 7)
+    monkeypatch.setattr(evaluate, "MOST_PICTURES", 3)
+    monkeypatch.setattr(evaluate, "SHIFT_PICTURES", 3)
+    asked_list = []
+    monkeypatch.setattr(evaluate, "predict", lambda network, image, picture, *rest:
+                        asked_list.append(picture) or [truth_list[picture]])
+    result = evaluate.robustness(SEES, ABOUT, np.zeros((7, 64, 64, 3), np.uint8), truth_list, 0.5)
+    assert all(row["precision"] == row["recall"] == 1 for row in result.values())
+    assert set(asked_list) == {0, 3, 6}
+    asked_list.clear()
+    evaluate.shift_test(SEES, ABOUT, np.zeros((7, 64, 64, 3), np.uint8), truth_list, 0.5)
+    assert set(asked_list) == {0, 3, 6} and len(asked_list) == 3 * 32
 
 
 @pytest.mark.parametrize("name", list(evaluate.CHANGE_DICT))
@@ -197,16 +307,26 @@ def test_a_change_of_the_surroundings_keeps_size_and_place_and_repeats(name):
     assert abs(np.median(row) - 23.5) <= 1 and abs(np.median(column) - 31.5) <= 1
 
 
+@pytest.mark.parametrize("name, expected", [("warmer", (108, 100, 90)), ("cooler", (92, 100, 110)),
+                                            ("darker, x 0.8", (80, 80, 80)), ("brighter, x 1.2", (120, 120, 120))])
+def test_light_and_colour_change_by_the_factors_that_are_told(name, expected):
+    changed = evaluate.CHANGE_DICT[name](Image.new("RGB", (4, 4), (100, 100, 100)))
+    assert np.abs(np.asarray(changed)[0, 0].astype(int) - expected).max() <= 1
+
+
 def test_the_speed_report_holds_plausible_numbers(monkeypatch):
     monkeypatch.setattr(evaluate, "SPEED_RUNS", 3)
     network = model.fold_batch_norm(model.KeypointNet(3).eval())
-    result = evaluate.speed(network, np.zeros((64, 96, 3), np.uint8), ABOUT)
+    result = evaluate.speed(network, ABOUT, np.zeros((1, 64, 96, 3), np.uint8))
     assert 0 < result["network_ms"] and 0 < result["decode_ms"] < result["picture_ms"] < 1000
     assert result["pictures_per_second"] == pytest.approx(1000 / result["picture_ms"], rel=0.02)
+    assert result["floor_ms"] == pytest.approx(result["multiply_adds"] / result["matmul_rate"] / 1e6, abs=0.01, rel=0.1)
     counted = 0
+
     def count(layer, inputs, output):
         nonlocal counted
         counted += output.numel() * layer.weight[0].numel()
+
     for layer in network.modules():
         if isinstance(layer, torch.nn.Conv2d):
             layer.register_forward_hook(count)
@@ -215,58 +335,252 @@ def test_the_speed_report_holds_plausible_numbers(monkeypatch):
     assert result["multiply_adds"] == counted
 
 
-# ---------------------------------------------------------------- labels that are probably wrong, and pictures
+# ---- labels that are probably wrong
 
-def test_suspicious_labels_are_moved_missing_swapped_and_not_there():
-    found_list = [rows((1, 10, 10)), rows((1, 10, 10)), rows((1, 10, 10)), rows((1, 10, 10)), rows(), rows((1, 10, 10))]
-    truth_list = [truths((1, 10, 10.5)), truths((1, 17, 10)), truths((1, 80, 10)), truths((2, 11, 10)), truths((2, 5, 5)), truths()]
-    case_dict = {picture: sentence for _, sentence, picture, _, _ in evaluate.suspicious_labels(found_list, truth_list, CATEGORIES)}
-    assert {picture: sentence.split("?")[0] for picture, sentence in case_dict.items()} == {
-        1: "moved", 2: "moved", 3: "swapped", 4: "not there", 5: "missing"}
-    assert "7.0 px" in case_dict[1] and "70.0 px" in case_dict[2] and "right" in case_dict[3] and "left" in case_dict[3]
+def test_suspicious_labels_are_moved_missing_swapped_and_not_there(capsys):
+    found_list = points(*[[(1, 10, 10)]] * 4, [], [(1, 10, 10)])
+    truth_list = points([(1, 10, 10.5)], [(1, 17, 10)], [(1, 80, 10)], [(2, 11, 10)], [(2, 5, 5)], [])
+    suspicious_list = evaluate.suspicious_labels(evaluate.pair(found_list, truth_list))
+    evaluate.print_suspicious(suspicious_list, FILES, CATEGORIES)
+    head, *line_list = capsys.readouterr().out.strip().split("\n")
+    assert "5 labels disagree" in head
+    line_dict = {line.split()[0]: line for line in line_list if line.split()[0] in FILES}
+    assert set(line_dict) == {"b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg"}
+    assert "moved?" in line_dict["b.jpg"] and "7.0 px" in line_dict["b.jpg"] and "x 17 y 10" in line_dict["b.jpg"]
+    assert "moved?" in line_dict["c.jpg"] and "70.0 px" in line_dict["c.jpg"]
+    assert "swapped?" in line_dict["d.jpg"] and "label right, prediction left" in line_dict["d.jpg"]
+    assert "not there?" in line_dict["e.jpg"] and "right" in line_dict["e.jpg"]
+    assert "missing?" in line_dict["f.jpg"] and "left" in line_dict["f.jpg"] and "0.90" in line_dict["f.jpg"]
+
+
+def test_of_several_of_a_class_the_nearest_counts_as_moved():
+    outcome_list = evaluate.pair(points([(1, 100, 100)]), points([(1, 300, 300), (1, 120, 100)]))
+    moved, not_there = evaluate.suspicious_labels(outcome_list)
+    assert (moved.truth.x, moved.distance, not_there.truth.x) == (120, 20, 300)
 
 
 def test_suspicious_labels_come_worst_first():
-    found_list = [np.array([(1, 10, 10, score)]) for score in (0.6, 0.95, 0.8)]
-    result = evaluate.suspicious_labels(found_list, [truths()] * 3, CATEGORIES)
-    assert [picture for _, _, picture, _, _ in result] == [1, 2, 0]
+    found_list = points(*[[(1, 10, 10, score)] for score in (0.6, 0.95, 0.8)], [(1, 10, 10, 0.7)], [])
+    truth_list = points([], [], [], [(2, 10, 10)], [(1, 10, 10)])
+    suspicious_list = evaluate.suspicious_labels(evaluate.pair(found_list, truth_list))
+    assert [outcome.point.picture for outcome in suspicious_list] == [3, 1, 2, 0, 4]
 
+
+def test_where_no_label_disagrees_nothing_is_announced(capsys):
+    evaluate.print_suspicious([], FILES, CATEGORIES)
+    output = capsys.readouterr().out
+    assert "0 labels disagree" in output and "first" not in output and ":" not in output
+
+
+# ---- pictures and report
 
 def test_the_worst_cases_are_the_wrong_ones_and_then_the_largest_errors():
-    case_list = evaluate.worst_cases(FOUND, TRUTH)
-    wrong = [title.split(": ")[1].split(",")[0] for title, *_ in case_list[:-3]]
-    assert sorted(wrong) == ["confusion", "false alarm", "false alarm", "miss", "miss"]
-    assert [title for title, *_ in case_list[-3:]] == ["0: 4.00 px", "0: 3.00 px", "5: 1.00 px"]
+    case_list = evaluate.worst_cases(OUTCOMES)
+    wrong = sorted(outcome.kind for outcome in case_list[:-3])
+    assert wrong == ["confused", "false alarm", "false alarm", "missed", "missed"]
+    assert [(outcome.point.picture, outcome.distance) for outcome in case_list[-3:]] == [(0, 4), (0, 3), (5, 1)]
+
+
+def test_of_many_worst_cases_twenty_are_shown_five_of_them_errors():
+    outcome_list = [outcome_of("missed", (1, 5, 5))] * 30 + [outcome_of("right", (1, 5, 5), (1, 5, 6))] * 30
+    case_list = evaluate.worst_cases(outcome_list)
+    assert [outcome.kind for outcome in case_list] == ["missed"] * 15 + ["right"] * 5
+
+
+@pytest.fixture
+def figure_list(monkeypatch):
+    """The figures that would have been saved, drawn."""
+    result_list = []
+    monkeypatch.setattr(evaluate, "save_figure", lambda figure, path: (figure.canvas.draw(), result_list.append(figure)))
+    yield result_list
+    for figure in result_list:
+        evaluate.pyplot().close(figure)
 
 
 @pytest.mark.parametrize("names", [["background", "left", "right"], ["background", "$\\frac$", "a_$b$^{c"],
-                                   ["background", "关键点" * 30, "n" * 200]])
-@pytest.mark.filterwarnings("ignore:Glyph", "ignore:constrained_layout")
-def test_plots_are_drawn_whatever_the_classes_are_called(tmp_path, names):
-    metrics = evaluate.summarise(FOUND, [rows((1, 0, 0), (2, 0, 0))] * len(TRUTH), TRUTH, names)
-    evaluate.draw_plots(tmp_path, metrics, names, *evaluate.right_errors(FOUND, TRUTH))
-    for name in ("confusion.png", "errors.png", "error_by_place.png"):
-        assert Image.open(tmp_path / name).width > 100
+                                   ["background", "name " * 30, "n" * 200],
+                                   ["background", *(f"part {number} of a mouse" for number in range(17))]])
+@pytest.mark.filterwarnings("error")
+def test_the_confusion_picture_keeps_its_axis_titles_whatever_the_classes_are_called(figure_list, names):
+    evaluate.draw_confusion("confusion.png", np.eye(len(names), dtype=int).tolist(), names)
+    figure, = figure_list
+    axes, = figure.axes
+    for text in (axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *axes.get_yticklabels()):
+        box = text.get_window_extent()
+        assert text.get_text() and figure.bbox.contains(box.x0, box.y0) and figure.bbox.contains(box.x1, box.y1)
+    assert axes.bbox.width > 100
 
 
-@pytest.mark.filterwarnings("error::RuntimeWarning", "error::UserWarning")
-def test_plots_and_case_pictures_are_drawn_where_nothing_was_found(tmp_path):
-    metrics = evaluate.summarise([rows()], [rows((1, 0, 0), (2, 0, 0))], [truths((1, 3, 3))], CATEGORIES)
-    (tmp_path / "errors.png").write_bytes(b"of an earlier evaluation")
-    evaluate.draw_plots(tmp_path, metrics, CATEGORIES, *evaluate.right_errors([rows()], [truths((1, 3, 3))]))
-    assert not (tmp_path / "errors.png").exists()
-    for case_list in (evaluate.worst_cases([rows()], [truths((1, 3, 3))]), []):
-        evaluate.draw_cases(tmp_path / "worst.png", np.zeros((1, 64, 64, 3), np.uint8), case_list, CATEGORIES)
-        assert Image.open(tmp_path / "worst.png").width > 100
-    assert (tmp_path / "confusion.png").is_file()
+def test_the_confusion_picture_shows_each_count_but_that_of_the_pictures(figure_list):
+    matrix_list = [[23, 1, 0], [2, 30, 4], [5, 6, 40]]
+    evaluate.draw_confusion("confusion.png", matrix_list, CATEGORIES)
+    axes, = figure_list[0].axes
+    text_dict = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axes.texts}
+    assert text_dict == {(row, column): str(count) for row, count_list in enumerate(matrix_list)
+                         for column, count in enumerate(count_list) if count and (row, column) != (0, 0)}
+    share = axes.images[0].get_array()
+    assert share[0, 0] == 0 and share[1, 1] == pytest.approx(30 / 36) and share[0, 1] == pytest.approx(1 / 37)
+    assert matrix_list[0][0] == 23  # what goes into metrics.json stays
+
+
+def test_the_curve_and_the_errors_are_drawn_as_they_are(figure_list):
+    curve = np.array([(0.2, 0.5, 1.0), (0.4, 0.75, 0.5), (0.6, np.nan, 0.0)])
+    evaluate.draw_curve("curve.png", curve, 0.5)
+    evaluate.draw_errors("errors.png", np.array([(0.5, -0.25), (3, 1)]))
+    precision, recall, threshold = figure_list[0].axes[0].lines
+    assert np.array_equal(precision.get_ydata(), curve[:, 1], equal_nan=True)
+    assert (precision.get_label(), recall.get_label()) == ("precision", "recall")
+    assert list(recall.get_ydata()) == [1, 0.5, 0] and set(threshold.get_xdata()) == {0.5}
+    axes, = figure_list[1].axes
+    assert axes.collections[0].get_offsets().tolist() == [[0.5, -0.25], [3, 1]]
+    assert axes.get_xlim() == (-3, 3) and axes.get_ylim() == (3, -3)  # y points down, as in a picture
+
+
+@pytest.mark.filterwarnings("error")
+def test_plots_and_close_ups_are_drawn_where_nothing_was_found(tmp_path):
+    outcome_list = evaluate.pair([], points([(1, 3, 3)]))
+    evaluate.draw_errors(tmp_path / "errors.png", evaluate.right_errors(outcome_list))
+    evaluate.draw_curve(tmp_path / "curve.png", evaluate.precision_recall_curve([], points([(1, 3, 3)]), 3), 0.5)
+    evaluate.draw_confusion(tmp_path / "confusion.png", [[0, 0, 0], [1, 0, 0], [0, 0, 0]], CATEGORIES)
+    images_4d_array = np.zeros((1, 64, 64, 3), np.uint8)
+    for number, case_list in enumerate((outcome_list, [])):
+        evaluate.draw_cases(tmp_path / f"cases {number}.png", case_list, images_4d_array, FILES, CATEGORIES)
+    for name in ("errors", "curve", "confusion", "cases 0", "cases 1"):
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.width > 100
+
+
+def test_a_close_up_shows_the_label_in_white_and_the_prediction_in_its_colour_where_they_lie(tmp_path, monkeypatch):
+    drawn_list = []
+    monkeypatch.setattr(evaluate, "draw_keypoints", lambda image, keypoint_list:
+                        drawn_list.append((image, keypoint_list)) or image)
+    images_4d_array = np.zeros((2, 200, 200, 3), np.uint8)
+    images_4d_array[1, 100, 50] = 255
+    outcome = evaluate.pair(points([], [(2, 53.5, 100.5)]), points([], [(1, 50.5, 100.5)]))
+    evaluate.draw_cases(tmp_path / "cases.png", outcome, images_4d_array, FILES, ["background", "one", "two"])
+    (image, (truth, found)), = drawn_list
+    row, column = np.nonzero(np.asarray(image)[:, :, 0])
+    assert (truth["x"], truth["y"]) == (column.mean() + 0.5, row.mean() + 0.5)  # in the middle of its pixel
+    assert (found["x"] - truth["x"], found["y"] - truth["y"]) == (9, 0)  # three times as large
+    assert (truth["class"], truth["colour"], found["class"]) == ("one", "white", "two")
+    assert found["colour"] == evaluate.COLOUR_LIST[1]
 
 
 def test_the_report_can_be_printed_where_there_is_nothing_to_report(capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "SPEED_RUNS", 1)
-    metrics = evaluate.summarise([rows()], [rows((1, 0, 0), (2, 0, 0))], [truths()], CATEGORIES)
+    metrics = summary([], [], [], 1)
     metrics["blind_guess"] = {"precision": None, "recall": None, "error_px": None}
-    metrics["speed"] = evaluate.speed(model.KeypointNet(3).eval(), np.zeros((64, 64, 3), np.uint8), ABOUT)
+    metrics["speed"] = evaluate.speed(model.KeypointNet(3).eval(), ABOUT, np.zeros((1, 64, 64, 3), np.uint8))
     metrics["robustness"] = {"as it is": {"precision": None, "recall": None, "mean_error_px": None}}
     metrics["shift"] = {"std_px": None, "max_px": None, "lost": None}
     evaluate.print_report(metrics, CATEGORIES)
-    assert "left" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "left" in output and "None" not in output and "all_points" not in output
+
+
+# ---- the whole script, with a network that knows
+
+def make_data_set(folder, category_list=CATEGORIES, max_per_class=1, val_count=3):
+    """A data set of grey pictures as 01 would pack it, and weights that Sees stands in for."""
+    images_4d_array, truth_list = seen_pictures()
+    label_2d_array = np.array([truth[:4] for truth in truth_list], np.float32)
+    folder.mkdir(parents=True)
+    dataset_dict = {"category_list": category_list, "box_size": [30, 30], "max_per_class": max_per_class}
+    for split in ("train", "val", "test"):
+        count = val_count if split == "val" else 3
+        np.save(folder / f"{split}_images.npy", images_4d_array[:count])
+        np.save(folder / f"{split}_labels.npy", label_2d_array[label_2d_array[:, 0] < count])
+        dataset_dict[split] = {"file_list": FILES[:count], "size_list": [[128, 96]] * count}
+    (folder / "dataset.json").write_text(json.dumps(dataset_dict), encoding="utf-8")
+    (folder / "weights.pt").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def knowing(monkeypatch):
+    """04 finds what the pictures hold; weights know the categories of CATEGORIES or those set here."""
+    about_dict = dict(ABOUT)
+    monkeypatch.setattr(model, "load_weights", lambda path, device: (SEES, about_dict))
+    monkeypatch.setattr(model, "fold_batch_norm", lambda network: network)
+    monkeypatch.setattr(evaluate, "speed", lambda *arguments: {"network_ms": 1})
+    return about_dict
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    for name in ("confusion", "curve", "errors", "cases"):
+        monkeypatch.setattr(evaluate, f"draw_{name}", lambda *arguments: None)
+
+
+def run(monkeypatch, *arguments):
+    assert call_main(evaluate, monkeypatch, "--quick", *arguments) == (0, "")
+
+
+def test_each_split_has_metrics_and_pictures_of_its_own(knowing, tmp_path, monkeypatch):
+    data = make_data_set(tmp_path / "data")
+    results = data / "results"
+    name_list = ["metrics.json", "confusion.png", "precision_recall.png", "errors.png", "worst.png"]
+    before_dict = {}
+    for split in ("test", "val", "train"):
+        run(monkeypatch, "--data", data, *(["--split", split] if split != "test" else []))
+        suffix = "" if split == "test" else f"_{split}"
+        own_set = {name.replace(".", f"{suffix}.") for name in name_list}
+        own_set |= {"label_check.png"} if split == "train" else set()
+        after_dict = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in results.iterdir()}
+        assert set(after_dict) - set(before_dict) == own_set
+        assert before_dict.items() <= after_dict.items()  # nothing of another split was touched
+        before_dict = after_dict
+    metrics = json.loads((results / "metrics_val.json").read_text(encoding="utf-8"))
+    assert metrics["overall"] == {"precision": 1, "recall": 1, "f1": 1, "support": 3}
+    assert metrics["confusion_matrix"] == [[1, 0, 0], [0, 2, 0], [0, 0, 1]]
+    assert metrics["recall_within"] == {"2px": 1, "5px": 1, "10px": 1} and metrics["error_px"]["all_points"] <= 0.001
+
+
+def test_the_next_command_leads_to_the_same_folder_whatever_it_is_called(
+        knowing, no_pictures, tmp_path, monkeypatch, capsys):
+    data = make_data_set(tmp_path / "my data's folder")
+    run(monkeypatch, "--data", data)
+    next_line, = (line for line in capsys.readouterr().out.split("\n") if line.startswith("next: "))
+    word_list = shlex.split(next_line)
+    assert word_list[2] == "05_predict.py" and word_list[word_list.index("--data") + 1] == str(data)
+
+
+def test_weights_that_know_fewer_of_a_class_than_the_data_holds_are_told_in_the_first_lines(
+        knowing, no_pictures, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, "--data", make_data_set(tmp_path / "nine", max_per_class=9))
+    first, second, *_ = capsys.readouterr().out.split("\n")
+    assert first.startswith("using ") and " 1 " in second and "9" in second and "03_train.py" in second
+    knowing["max_per_class"] = 9
+    for most in (9, 2):
+        run(monkeypatch, "--data", make_data_set(tmp_path / f"at most {most}", max_per_class=most))
+        assert "03_train.py" not in capsys.readouterr().out
+
+
+def test_a_split_without_a_picture_ends_in_a_sentence(knowing, tmp_path, monkeypatch):
+    data = make_data_set(tmp_path / "data", val_count=0)
+    code, sentence = call_main(evaluate, monkeypatch, "--data", data, "--split", "val")
+    assert code == 1 and str(data) in sentence and "val" in sentence and "--split" in sentence
+
+
+@pytest.mark.filterwarnings("error")
+def test_class_names_without_letters_in_any_font_are_drawn_as_numbers(knowing, tmp_path, monkeypatch):
+    names = ["background", "左眼", "𓂀 eye"]
+    knowing["category_list"] = names
+    monkeypatch.setattr(evaluate, "names_to_draw", lambda category_list: ["background", "1", "2"])
+    drawn_set = set()
+    draw_keypoints = evaluate.draw_keypoints
+    monkeypatch.setattr(evaluate, "draw_keypoints", lambda image, keypoint_list: (
+        drawn_set.update(k.get("label", k["class"]) for k in keypoint_list) or draw_keypoints(image, keypoint_list)))
+    data = make_data_set(tmp_path / "data", names)
+    run(monkeypatch, "--data", data, "--split", "train")
+    assert drawn_set == {"1", "2"}
+    metrics = json.loads((data / "results" / "metrics_train.json").read_text(encoding="utf-8"))
+    assert list(metrics["classes"]) == names[1:]
+
+
+def test_weights_of_other_classes_end_in_a_sentence_with_the_command_that_helps(knowing, tmp_path, monkeypatch):
+    data = make_data_set(tmp_path / "data", ["background", "nose", "mouth"])
+    code, sentence = call_main(evaluate, monkeypatch, "--data", data)
+    assert code == 1
+    for part in (data / "weights.pt", "left", "nose", "03_train.py --data"):
+        assert str(part) in sentence
