@@ -254,18 +254,18 @@ def write_label(folder: Path, name: str, path: Path, image_3d_array: np.ndarray,
 def report(entry_list: list[dict], picture_count: int, seconds: float, folder: Path,
            options) -> None:
     """Say what was done and what comes next. Raises UserError if a picture was bad."""
-    if entry_list:
-        keypoint_count = sum(len(entry["keypoints"]) for entry in entry_list)
-        print(f"{len(entry_list)} pictures, {keypoint_count} keypoints, "
-              f"{len(entry_list) / seconds:.0f} pictures a second; look at {folder}")
-        next_line = command("06_model_analysis.py", options.data)
-        if options.xml:
-            labels = folder / "labelimg"
-            prepare = command("01_prepare_data.py", Path("NEW"), "--source", labels)
-            next_line = f"correct {labels} in LabelImg, then {prepare}"
-        print(f"next: {next_line}")
-    if bad_count := picture_count - len(entry_list):
-        raise UserError(f"{bad_count} of {picture_count} pictures are bad, see the lines above")
+    good_count = len(entry_list)
+    keypoint_count = sum(len(entry["keypoints"]) for entry in entry_list)
+    print(f"{keypoint_count} keypoints in {good_count} pictures, {seconds:.1f} s; look at {folder}")
+    if options.xml:
+        labels = folder / "labelimg"
+        prepare = command("01_prepare_data.py", Path("NEW"), "--source", labels)
+        print(f"next: correct {labels} in LabelImg, then {prepare}")
+    else:
+        print(f"next: {command('06_model_analysis.py', options.data)}")
+    if good_count < picture_count:
+        raise UserError(f"{picture_count - good_count} of {picture_count} pictures are bad: see "
+                        "the lines above")
 
 
 # ---------------------------------------------------------------- the service
@@ -409,7 +409,7 @@ def main() -> None:
     options = parser.parse_args()
     if not 0 <= options.threshold <= 1:
         parser.error("--threshold must lie between 0 and 1")
-    if options.json and options.json.suffix != ".json":
+    if options.json and options.json.suffix.lower() != ".json":
         parser.error(f"--json {options.json}: the name must end in .json")
     own_list = [options.pictures, options.out, options.json, options.xml, options.map]
     if options.serve and any(own_list):
