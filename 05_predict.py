@@ -120,7 +120,7 @@ def draw_map(drawn: Image.Image, image_3d_array: np.ndarray, map_3d_array: np.nd
                                   "box": [x, y, x + CELL, y + CELL], **style_list[index]})
         panel = draw_keypoints(Image.fromarray(panel_3d_array.astype(np.uint8)), cell_list)
         panel_list.append(np.asarray(panel))
-    return Image.fromarray((np.hstack if height > width else np.vstack)(panel_list))
+    return Image.fromarray((np.hstack if height >= width else np.vstack)(panel_list))
 
 
 # ---------------------------------------------------------------- many pictures
@@ -256,7 +256,8 @@ def report(entry_list: list[dict], picture_count: int, seconds: float, folder: P
     """Say what was done and what comes next. Raises UserError if a picture was bad."""
     good_count = len(entry_list)
     keypoint_count = sum(len(entry["keypoints"]) for entry in entry_list)
-    print(f"{keypoint_count} keypoints in {good_count} pictures, {seconds:.1f} s; look at {folder}")
+    print(f"{keypoint_count} keypoints in {good_count} of {picture_count} pictures, "
+          f"{seconds:.1f} s; look at {folder}")
     if options.xml:
         labels = folder / "labelimg"
         prepare = command("01_prepare_data.py", Path("NEW"), "--source", labels)
