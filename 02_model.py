@@ -268,16 +268,20 @@ def load_weights(path: Path, device="cpu") -> tuple[KeypointNet, dict]:
 
 
 @torch.inference_mode()  # nothing is kept for a backward pass
+def answer(network: KeypointNet, image_3d_array: np.ndarray) -> torch.Tensor:
+    """The network's output for one picture, uint8 `[H, W, 3]` of any size: `[1, 5, 60, 10]`."""
+    assert not network.training, "in training mode BN uses the picture's own mean: call eval()"
+    height, width = map(round_up_to_cell, image_3d_array.shape[:2])
+    image_3d = torch.tensor(pad_image(image_3d_array, height, width))  # a copy, [1920, 320, 3]
+    image_4d = image_3d.to(network.head.weight.device).permute(2, 0, 1)[None]  # [1, 3, 1920, 320]
+    return network(image_4d)
+
+
 def find_keypoints(network: KeypointNet, about_dict: dict, image_3d_array: np.ndarray,
                    threshold: float = 0.5) -> list[dict]:
     """Keypoints of a picture, uint8 `[H, W, 3]` of any size: dicts of class, x, y, score, box."""
-    assert not network.training, "in training mode BN uses the picture's own mean: call eval()"
-    height, width = map(round_up_to_cell, image_3d_array.shape[:2])
-    padded_3d_array = pad_image(image_3d_array, height, width)
-    # from_numpy shares the array's memory, so the array must be whole and writeable.
-    image_3d = torch.from_numpy(np.require(padded_3d_array, requirements=["C", "W"]))
-    image_4d = image_3d.to(network.head.weight.device).permute(2, 0, 1)[None]  # [1, 3, 1920, 320]
-    result, = decode(network(image_4d), about_dict["max_per_class"], threshold)
+    output_4d = answer(network, image_3d_array)  # [1, 5, 60, 10]
+    result, = decode(output_4d, about_dict["max_per_class"], threshold)  # a list of one: unpacked
     half_width, half_height = about_dict["box_size"][0] / 2, about_dict["box_size"][1] / 2
     keypoint_list = []
     for (x, y), class_id, score in zip(*(tensor.tolist() for tensor in result)):

@@ -39,8 +39,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from common import (CELL, COLOUR_LIST, DATA_FOLDER, IMAGE_FORMATS, IMAGE_SUFFIXES, UserError,
-                    command, draw_keypoints, names_to_draw, pad_image, pick_device, read_image,
-                    replacing, round_up_to_cell, run_main, write_labelimg_xml)
+                    command, draw_keypoints, names_to_draw, pick_device, read_image, replacing,
+                    run_main, write_labelimg_xml)
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
@@ -73,13 +73,9 @@ def predict(network, about_dict: dict, image_3d_array: np.ndarray, threshold: fl
     return keypoint_list
 
 
-@torch.inference_mode()
 def class_maps(network, image_3d_array: np.ndarray) -> np.ndarray:
     """The probability of each class in each cell, float32 `[2, 60, 10]`: what decode sees."""
-    height, width = map(round_up_to_cell, image_3d_array.shape[:2])
-    image_3d = torch.tensor(pad_image(image_3d_array, height, width))  # [1920, 320, 3]
-    image_4d = image_3d.to(network.head.weight.device).permute(2, 0, 1)[None]  # [1, 3, 1920, 320]
-    score_3d = network(image_4d)[0, 2:]  # [3, 60, 10]
+    score_3d = model.answer(network, image_3d_array)[0, 2:]  # [3, 60, 10]
     return score_3d.softmax(dim=0)[1:].cpu().numpy()  # background is left out
 
 
