@@ -1,19 +1,20 @@
-"""06_model_analysis.py: formulas against answers worked by hand, and predictions against what PyTorch does."""
+"""06_model_analysis.py: formulas against answers worked by hand, and against what PyTorch does."""
 
-import importlib
-import subprocess
+import json
 import sys
-from pathlib import Path
+import types
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from common import UserError
+from conftest import call_main, load, noise_image, run_script, sentence_of
 
-analysis = importlib.import_module("06_model_analysis")
-model = importlib.import_module("02_model")
-ROOT = Path(__file__).resolve().parents[1]
+analysis, model = load("06_model_analysis"), load("02_model")
 
 
 def small_layer_list():
@@ -22,20 +23,49 @@ def small_layer_list():
             nn.MaxPool2d(2), nn.Conv2d(4, 5, 3, 1, 1)]
 
 
-def wrap(layer_list):
-    """A network whose forward runs the layers on the picture as float32, as KeypointNet does."""
-    network = nn.Sequential(*layer_list)
-    network.forward = lambda images_4d: nn.Sequential.forward(network, images_4d.float())
-    return network
+def real_layer_list():
+    network = model.KeypointNet(class_count=3)
+    return [*network.body, network.head]
 
+
+def grouped_layer_list():
+    return [nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 12, 5, 1, 2, groups=4),
+            nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+
+
+def write_data_set(folder, height, width):
+    """A data set of two noisy pictures and one label, as 01_prepare_data.py writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "val", "test"):
+        images = np.stack([np.asarray(noise_image(i, height, width)) for i in range(2)])
+        np.save(folder / f"{split}_images.npy", images)
+        np.save(folder / f"{split}_labels.npy", np.array([[0, 1, 9, 9]], np.float32))
+    splits = {split: {"file_list": ["a.png", "b.png"]} for split in ("train", "val", "test")}
+    about = {"category_list": ["background", "keyPoint_1", "keyPoint_2"], "box_size": [30, 30],
+             "max_per_class": 1, "height": height, "width": width}
+    (folder / "dataset.json").write_text(json.dumps({**about, **splits}), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """Times are measured once: they mean nothing, but all chapters run."""
+    monkeypatch.setattr(analysis, "RUNS", 1)
+    monkeypatch.setattr(analysis, "FEED_STEPS", 2)
+
+
+# ---------------------------------------------------------------- formulas
 
 def test_shapes_parameters_and_work_by_hand():
     row_list = analysis.describe(small_layer_list(), 3, 64, 32)
-    # (64 + 2 - 6) / 4 + 1 = 16, (32 + 2 - 6) / 4 + 1 = 8; pooling halves them; 3x3 with padding 1 keeps them
-    assert [row["out_shape"] for row in row_list] == [(4, 16, 8), (4, 16, 8), (4, 16, 8), (4, 8, 4), (5, 8, 4)]
-    assert [row["parameters"] for row in row_list] == [432, 8, 0, 0, 185]  # 6*6*3*4, 2*4, -, -, 3*3*4*5 + 5
-    assert [row["multiply_adds"] for row in row_list] == [55296, 0, 0, 0, 5760]  # 432 * 16*8, 180 * 8*4
+    # (64 + 2 - 6) / 4 + 1 = 16, (32 + 2 - 6) / 4 + 1 = 8; pooling halves; 3x3, padding 1 keeps
+    assert [row["out_shape"] for row in row_list] == [
+        (4, 16, 8), (4, 16, 8), (4, 16, 8), (4, 8, 4), (5, 8, 4)]
+    # 6*6*3*4, 2*4, -, -, 3*3*4*5 + 5; the convolutions' weights times 16*8 and 8*4
+    assert [row["parameters"] for row in row_list] == [432, 8, 0, 0, 185]
+    assert [row["multiply_adds"] for row in row_list] == [55296, 0, 0, 0, 5760]
     assert [row["name"] for row in row_list] == ["conv 1", "BN 1", "ReLU 1", "pool 2", "conv 3"]
+    assert [len(block) for block in analysis.split_blocks(row_list)] == [3, 1, 1]
 
 
 def test_odd_lengths_are_rounded_down():
@@ -43,73 +73,100 @@ def test_odd_lengths_are_rounded_down():
     assert row["out_shape"] == (1, 4, 4)  # (10 - 3) / 2 + 1 = 4.5, (9 - 3) / 2 + 1 = 4
 
 
+def test_groups_and_biases_are_counted():
+    layer_list = grouped_layer_list()
+    row_list = analysis.describe(layer_list, 3, 64, 32)
+    assert [row["formula"] for row in row_list if row["formula"]] == [
+        "3x3x3x8 + 8", "5x5x2x12 + 12", "2x12"]
+    assert [row["parameters"] for row in row_list] == [
+        sum(p.numel() for p in layer.parameters()) for layer in layer_list]
+    with FlopCounterMode(display=False) as counter:
+        output_4d = nn.Sequential(*layer_list)(torch.zeros(1, 3, 64, 32))
+    assert row_list[-1]["out_shape"] == output_4d.shape[1:]
+    assert 2 * sum(row["multiply_adds"] for row in row_list) == counter.get_total_flops()
+
+
 def test_receptive_field_by_hand():
     row_list = analysis.describe(small_layer_list(), 3, 64, 32)
-    # conv 1: 6 px, next cell 4 px on, its pixels -1 to 4: centre 2. Pooling: 4 px more, centre between two cells, 2 px on.
-    # conv 3: two cells of 8 px more, the centre stays.
+    # conv 1: 6 px, next cell 4 px on, its pixels -1 to 4: centre 2. Pooling: 4 px more, centre
+    # between two cells, 2 px on. conv 3: two cells of 8 px more, the centre stays.
     seen_list = [(row["size"], row["jump"], row["centre"]) for row in row_list if "kernel" in row]
     assert seen_list == [(6, 4, 2.0), (10, 8, 4.0), (26, 8, 4.0)]
 
 
-@pytest.mark.parametrize("kernel, off", [(3, -15.5), (4, 0.0)])
-def test_receptive_field_is_seen_where_the_formula_says(kernel, off):
-    layer_list = [nn.Conv2d(3 if i == 0 else 2, 2, kernel, 2, 1) for i in range(5)]
-    row = analysis.describe(layer_list, 3, 320, 320)[-1]
-    assert row["centre"] - row["jump"] / 2 == off
-    assert analysis.seen_area(layer_list, row["size"]) == (row["size"], off)
+@pytest.mark.parametrize("build", [small_layer_list, grouped_layer_list, real_layer_list])
+def test_the_real_gradient_reaches_as_far_as_the_formula_says(build):
+    layer_list = build()
+    row_list = analysis.describe(layer_list, 3, 320, 320)
+    nn.Sequential(*layer_list).eval()
+    image_3d_array = np.asarray(noise_image(0, 320, 320))
+    map_2d_array, most = analysis.print_receptive_field(row_list, image_3d_array, "noise")
+    assert len(map_2d_array) > row_list[-1]["size"] and 0 < most <= row_list[-1]["size"] + 4
+    row_list[-1]["size"] += 1
+    with pytest.raises(UserError, match="the formula says"):
+        analysis.print_receptive_field(row_list, image_3d_array, "noise")
 
+
+@pytest.mark.parametrize("kernel, padding, off", [(3, 1, -15.5), (4, 1, 0.0), (4, 0, 31.0)])
+def test_the_real_gradient_lies_where_the_formula_says(kernel, padding, off):
+    layer_list = [nn.Conv2d(3 if i == 0 else 2, 2, kernel, 2, padding) for i in range(5)]
+    row_list = analysis.describe(layer_list, 3, 320, 320)
+    assert row_list[-1]["centre"] - row_list[-1]["jump"] / 2 == off
+    analysis.print_receptive_field(row_list, np.asarray(noise_image(0, 320, 320)), "noise")
+
+
+def test_formulas_of_02_and_06_are_one():
+    row_list = analysis.describe(real_layer_list(), 3, 1920, 320)
+    last = row_list[-1]
+    assert (last["size"], last["jump"], last["centre"]) == model.receptive_field()
+    assert sum(row["multiply_adds"] for row in row_list) == model.multiply_adds(1920, 320)
+
+
+# ---------------------------------------------------------------- memory
 
 def test_memory_by_hand():
     row_list = analysis.describe(small_layer_list(), 3, 64, 32)
     saved_list, peak = analysis.predict_memory(row_list, batch=2)
-    picture, wide, pooled = 4 * 2 * 3 * 64 * 32, 4 * 2 * 4 * 16 * 8, 4 * 2 * 4 * 8 * 4  # bytes of float32
-    # conv 1 its input; BN its input, 4 means and 4 deviations; ReLU its output; pooling has that already, and saves an int64 for
-    # each number it gives out; conv 3 its input.
+    picture, wide, pooled = (4 * 2 * n for n in (3 * 64 * 32, 4 * 16 * 8, 4 * 8 * 4))  # bytes
+    # conv 1 its input; BN its input, 4 means and 4 deviations; ReLU its output; pooling has that
+    # already, and saves an int64 for each number it gives out; conv 3 its input
     assert saved_list == [picture, wide + 32, wide, 2 * pooled, pooled]
-    # The peak: in backward, ReLU's turn, when the first three are still there, with the gradient that comes and the one that
-    # goes; or conv 3's.
-    assert peak == max(picture + 2 * wide + 32 + 2 * wide, sum(saved_list) + 4 * 2 * 5 * 8 * 4 + pooled)
+    # ReLU's turn, when the first three are still there, with the gradient that comes and the one
+    # that goes; or conv 3's
+    assert peak == max(picture + 2 * wide + 32 + 2 * wide,
+                       sum(saved_list) + 4 * 2 * 5 * 8 * 4 + pooled)
 
 
 @pytest.mark.parametrize("inplace", [True, False])
-def test_memory_prediction_is_what_autograd_saves(inplace):
-    layer_list = small_layer_list()
-    layer_list[2] = nn.ReLU(inplace=inplace)
+@pytest.mark.parametrize("build", [small_layer_list, grouped_layer_list])
+def test_memory_prediction_is_what_autograd_saves(build, inplace):
+    layer_list = build()
+    for layer in layer_list:
+        if isinstance(layer, nn.ReLU):
+            layer.inplace = inplace
     saved_list, _ = analysis.predict_memory(analysis.describe(layer_list, 3, 64, 32), 2)
-    images_4d = analysis.random_pictures(2, 64, 32)
-    assert analysis.saved_bytes(wrap(layer_list), layer_list, images_4d) == saved_list
+    assert analysis.saved_bytes(layer_list, analysis.random_pictures(2, 64, 32)) == saved_list
 
 
 @pytest.mark.parametrize("batch, height, width", [(1, 320, 96), (3, 128, 128)])
 def test_the_real_network_within_one_percent(batch, height, width):
-    network = model.KeypointNet(class_count=3)
-    layer_list = [*network.body, network.head]
-    row_list = analysis.describe(layer_list, 3, height, width)
-    images_4d = analysis.random_pictures(batch, height, width)
-    assert row_list[-1]["out_shape"] == tuple(network(images_4d).shape[1:])
-    assert sum(row["parameters"] for row in row_list) == sum(p.numel() for p in network.parameters())
-    assert (row_list[-1]["size"], row_list[-1]["jump"], row_list[-1]["centre"]) == model.receptive_field()
-    predicted, measured = analysis.predict_memory(row_list, batch)[0], analysis.saved_bytes(network, layer_list, images_4d)
-    assert sum(predicted) == pytest.approx(sum(measured), rel=0.01)
+    layer_list = real_layer_list()
+    saved_list, _ = analysis.predict_memory(analysis.describe(layer_list, 3, height, width), batch)
+    measured_list = analysis.saved_bytes(layer_list, analysis.random_pictures(batch, height, width))
+    assert sum(saved_list) == pytest.approx(sum(measured_list), rel=0.01)
 
 
-def real_network():
-    return model.KeypointNet(class_count=3)
-
-
-def small_network():
-    return wrap(small_layer_list())
-
-
-@pytest.mark.parametrize("build", [real_network, small_network])
+@pytest.mark.parametrize("build", [real_layer_list, small_layer_list])
 def test_peak_is_what_the_allocator_hands_out(build):
-    """PyTorch's profiler sees every allocation on a CPU. Large pictures, small kernels: what the kernels borrow is little."""
-    network, images_4d = build(), analysis.random_pictures(4, 512, 512)
-    layer_list = [*network.body, network.head] if build is real_network else list(network)
-    network(images_4d).sum().backward()  # gradients exist from here on, and are no part of the peak
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        network(images_4d).sum().backward()
-    event_list = [(event.start_ns(), event.nbytes()) for event in profiler.profiler.kineto_results.events()
+    """PyTorch's profiler sees every allocation on a CPU; small kernels borrow little."""
+    layer_list = build()
+    network, images_4d = nn.Sequential(*layer_list), analysis.random_pictures(4, 512, 512)
+    network(images_4d.float()).sum().backward()  # gradients exist from here on
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU],
+                                profile_memory=True) as profiler:
+        network(images_4d.float()).sum().backward()
+    event_list = [(event.start_ns(), event.nbytes())
+                  for event in profiler.profiler.kineto_results.events()
                   if event.name() == "[memory]"]
     held = measured = 0
     for _, change in sorted(event_list):
@@ -119,26 +176,82 @@ def test_peak_is_what_the_allocator_hands_out(build):
     assert peak == pytest.approx(measured, rel=0.05)
 
 
+# ---------------------------------------------------------------- the chapters
+
 def test_a_mismatch_is_an_error():
     analysis.check("same", 100, 100.5, tolerance=0.01)
+    analysis.check("same", (8, 32, 16), torch.Size((8, 32, 16)))
     with pytest.raises(UserError, match="the formula says 1, PyTorch 2"):
         analysis.check("parameters", 1, 2)
     with pytest.raises(UserError, match="Sigmoid"):
         analysis.describe([nn.Sigmoid()], 3, 64, 32)
 
 
+@pytest.mark.parametrize("height, width", [(32, 32), (64, 64), (2528, 64)])
+def test_small_and_narrow_pictures_are_enough(fast, tmp_path, monkeypatch, capsys, height, width):
+    """A picture of one cell ended chapter 5 in a traceback; one narrower than what a cell sees
+    made chapter 4 tell the crop's size as the network's.
+    """
+    seen = {}
+    monkeypatch.setattr(analysis, "draw_receptive_field",
+                        lambda path, map_2d_array, size, most, ground: seen.update(
+                            map=map_2d_array, size=size, most=most, ground=ground))
+    data = write_data_set(tmp_path / "data", height, width)
+    assert call_main(analysis, monkeypatch, "--data", data, "--batch", 1) == (0, "")
+    output = capsys.readouterr().out
+    assert f"[1, 3, {max(64, height)}, {max(64, width)}] on cpu" in output
+    assert len(seen["map"]) > seen["size"] == model.receptive_field()[0]
+    assert seen["most"] > 64  # px: more than the picture's width, so not cut by it
+    # The picture says what is printed, and on which ground.
+    chapter = output[output.index("\n4. "):output.index("\n5. ")]
+    head_line, = (line for line in chapter.splitlines() if "head" in line)
+    assert head_line.split()[-1] == str(seen["most"])
+    assert f"on {seen['ground']}." in chapter and "the data set" in seen["ground"]
+
+
+def test_other_layers_are_followed(fast, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(model, "LAYER_LIST", [(6, 4, 1, 4), (3, 1, 1, 6), (4, 2, 1, 8),
+                                              (6, 4, 1, 8), (4, 2, 1, 8)])  # 64 px to a cell
+    data = write_data_set(tmp_path / "data", 256, 160)
+    assert call_main(analysis, monkeypatch, "--data", data, "--batch", 1) == (0, "")
+    output = capsys.readouterr().out
+    assert "untrained network" in output and "6x6x8x8" in output
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_cv2_is_compared_where_there_is_one(fast, monkeypatch, capsys, is_there):
+    fake = types.ModuleType("cv2")
+    fake.IMREAD_COLOR = 1
+    fake.imdecode = lambda array, flag: analysis.read_image(
+        analysis.io.BytesIO(array.tobytes()))[..., ::-1]
+    monkeypatch.setitem(sys.modules, "cv2", fake if is_there else None)
+    analysis.print_readers(np.asarray(noise_image(0)))
+    output = capsys.readouterr().out
+    assert ("100.0%" in output) == is_there
+    assert ("pip install opencv-python-headless" in output) != is_there
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_every_batch_is_fed_once_and_in_order(threaded):
+    made, done = iter(range(1000)), []
+    assert analysis.feed(lambda: next(made), done.append, threaded) >= 0
+    assert done == list(range(analysis.FEED_STEPS))
+
+
 def test_script_end_to_end(tmp_path):
-    (tmp_path / "dataset.json").write_text('{"height": 256, "width": 160}', encoding="utf-8")
-    done = subprocess.run([sys.executable, str(ROOT / "06_model_analysis.py"), "--data", str(tmp_path), "--batch", "1"],
-                          capture_output=True, text=True, encoding="utf-8")
+    done = run_script("06_model_analysis.py", "--data", write_data_set(tmp_path, 256, 160),
+                      "--batch", 1)
     assert done.returncode == 0, done.stderr
     for number in range(1, 10):
         assert f"\n{number}. " in done.stdout
-    assert done.stdout.count("\n") < 130
+    assert done.stdout.count("\n") < 160 and "[1, 3, 256, 160]" in done.stdout
     for name in ("layers.png", "receptive_field.png"):
-        assert (tmp_path / "results" / name).stat().st_size > 5000
+        with Image.open(tmp_path / "results" / name) as image:
+            assert min(image.size) > 300
 
 
-def test_bad_batch_is_refused():
-    done = subprocess.run([sys.executable, str(ROOT / "06_model_analysis.py"), "--batch", "0"], capture_output=True, text=True)
-    assert done.returncode == 2 and "--batch must be at least 1" in done.stderr
+def test_bad_batches_are_refused(tmp_path, monkeypatch):
+    assert call_main(analysis, monkeypatch, "--batch", 0)[0] == 2
+    data = write_data_set(tmp_path, 64, 64)
+    sentence = sentence_of(analysis, monkeypatch, "--data", data, "--batch", 10 ** 9)
+    assert "--batch 1000000000" in sentence and "smaller" in sentence
