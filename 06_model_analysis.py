@@ -130,7 +130,7 @@ def random_pictures(count: int, height: int, width: int) -> torch.Tensor:
 # ---------------------------------------------------------------- the chapters
 
 def print_shapes(row_list, image_4d) -> None:
-    """1. SHAPES: (side + 2 x padding - kernel)/stride + 1, rounded down. BN and ReLU keep it."""
+    """1. SHAPES: (side + 2 x padding - kernel)/stride + 1, rounded down; BN and ReLU change none."""
     feature_4d, table_list = image_4d.float(), []
     for row in row_list:
         feature_4d = row["layer"](feature_4d)
@@ -222,7 +222,8 @@ def side_with_share(map_2d_array: np.ndarray, share: float) -> int:
 
 def print_receptive_field(row_list, image_3d_array, ground: str) -> tuple[np.ndarray, int]:
     """4. RECEPTIVE FIELD: a layer adds (kernel - 1) x jump to what a cell sees, moves its centre by
-    ((kernel - 1)/2 - padding) x jump, and multiplies the jump to the next cell by its stride.
+    ((kernel - 1)/2 - padding) x jump, and multiplies the jump to the next cell by its stride. The
+    first cell's prior is at jump/2.
     """
     size, jump = row_list[-1]["size"], row_list[-1]["jump"]
     side = (size // jump // 2 * 2 + 3) * jump  # an odd number of cells, more than one can see
