@@ -130,7 +130,7 @@ def random_pictures(count: int, height: int, width: int) -> torch.Tensor:
 # ---------------------------------------------------------------- the chapters
 
 def print_shapes(row_list, image_4d) -> None:
-    """1. SHAPES: (side + 2 x padding - kernel)/stride + 1, rounded down; BN and ReLU change none."""
+    """1. SHAPES: (side + 2 x padding - kernel)/stride + 1, rounded down; BN, ReLU change none."""
     feature_4d, table_list = image_4d.float(), []
     for row in row_list:
         feature_4d = row["layer"](feature_4d)
@@ -181,8 +181,8 @@ def print_work(row_list, network, image_4d) -> None:
     rate = side ** 3 / best_ms(lambda: matrix_2d @ matrix_2d) / 1e6
     folded = model.fold_batch_norm(network)
     print(f"   Together {total / 1e6:.1f} million; a product of matrices does {rate:,.0f} billion "
-          f"a second.\n   In one go {best_ms(lambda: network(image_4d)):.1f} ms; with BN folded into "
-          f"the convolutions {best_ms(lambda: folded(image_4d)):.1f} ms.")
+          f"a second.\n   In one go {best_ms(lambda: network(image_4d)):.1f} ms; with BN folded "
+          f"into the convolutions {best_ms(lambda: folded(image_4d)):.1f} ms.")
 
 
 def cut_crops(image_3d_array: np.ndarray, side: int) -> torch.Tensor:
