@@ -1,45 +1,376 @@
-"""Lesson 1: data. Draw a data set, or read your own LabelImg folder; check it; pack it into arrays.
+"""Lesson 1: data. LabelImg's XML becomes points; pictures and points become arrays.
 
-    python 01_prepare_data.py                       # draws 1,465 pictures of an inspection rig
-    python 01_prepare_data.py --source my_folder    # reads your pictures and their LabelImg XML files
+    python 01_prepare_data.py                                    # draws 1,465 pictures first
+    python 01_prepare_data.py --source my_folder --data my_data  # reads your own pictures
 
-Reads   the folder that --source names (pictures and XML side by side; with train/ and test/ inside, those are the split).
-Writes  data/images/ (the drawn pictures), data/dataset.json, data/{train,test}_{images,labels}.npy and
-        data/results/contact_sheet.png: look at this one before you train; wrong labels show here first.
-Time    about a minute on two cores for drawing, 2.7 GB of disk for the arrays.
-See     a report: pictures, keypoints by class, empty pictures, cut boxes, collisions, look-alikes.
+Reads   pictures and LabelImg's XML files, side by side in the folder of --source. Where it has
+        train/ and test/ (and val/) inside, those are the splits.
+Writes  data/{train,val,test}_{images,labels}.npy, data/dataset.json, data/results/contact_sheet.png
+        and, where it draws, data/images/.
+Time    about a minute on two cores; 2.7 GB of disk.
+See     what each split holds. Look at contact_sheet.png, too: wrong labels show there first.
 Next    python 02_model.py shows the network; python 03_train.py trains it.
+
+The drawing stands last. It makes an example whose labels are right, and can be skipped.
 """
 
 import argparse
+import functools
 import json
 import math
-import shutil
+import multiprocessing
+import os
+import signal
 import xml.etree.ElementTree as ElementTree
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from common import (CELL, COLOUR_LIST, DATA_FOLDER, IMAGE_SUFFIXES, Progress, UserError, draw_keypoints, pad_image,
-                    read_image, replacing, round_up_to_cell, run_main, write_labelimg_xml)
+from common import (CELL, COLOUR_LIST, DATA_FOLDER, IMAGE_SUFFIXES, Progress, UserError, command,
+                    draw_keypoints, names_to_draw, pad_image, read_image, replacing,
+                    round_up_to_cell, run_main, write_labelimg_xml)
 
-PICTURE_COUNT = 1465  # as many as the rig that this was first written for had taken
-MOST_PICTURES = 100_000  # to draw; their names have five digits
-HEIGHT, WIDTH = 1920, 320  # px
-BOX_SIDE = 30  # px; the label's box round a keypoint; the mark itself is about 28 px across
-TRAIN_SHARE = 0.8  # of the pictures; the rest is the test split
-EDGE_MARGIN = 12  # px; how near to the picture's edge a mark may be: its box may be cut there
-MARK_DISTANCE = 46  # px between the centres of two marks: more than a cell's diagonal, so two never share a cell
-LOOK_ALIKE = 1.0  # grey levels; two pictures whose 32x32 thumbnails differ by less, on average, look the same
+SPLIT_LIST = ["train", "val", "test"]  # to learn from, to choose on, for the figure at the end
+TRAIN_SHARE = 0.8  # of a folder without splits; a tenth of it becomes val
+REACH = CELL / 4  # px; as far beyond its border a cell learns a point, see match in 02_model.py
+
+PICTURE_COUNT = 1465  # to draw; as many as the rig that this was first written for had taken
+HEIGHT, WIDTH = 1920, 320  # px, of a drawn picture
+BOX_SIDE = 30  # px; the label's box round a drawn mark, which is about 28 px across
+EDGE_MARGIN = 12  # px; how near to the edge a mark may be: its box may be cut there
+MARK_DISTANCE = 46  # px between two marks: more than a cell's diagonal, so none share a cell
 
 
-# ---------------------------------------------------------------- drawing: the marks
+# ---------------------------------------------------------------- LabelImg's XML into points
 
-# A shape is a signed distance: how many px a point (u, v) lies outside of it (inside: negative). u and v are px from the
-# mark's centre, in the mark's own turned directions; one number each, or an array. np.minimum joins two shapes, np.maximum
-# keeps what both have. Distances make sub-pixel drawing easy: 0.5 - distance, clipped to 0..1, is how much of a pixel is covered.
+def read_labels(xml_path: Path, width: int, height: int) -> list[dict]:
+    """Read one file: a list of {"class": name, "box": [xmin, ymin, xmax, ymax]}, in px.
+
+    `width`, `height`: the picture's own size. Raises UserError for what cannot be right.
+    """
+    root = parse_xml(xml_path)
+    said = " x ".join(root.findtext(f"size/{tag}", "").strip() for tag in ("width", "height"))
+    if said not in (f"{width} x {height}", " x "):
+        raise UserError(f"{xml_path}: says {said[:40]} px but the picture has {width} x {height}; "
+                        "was it scaled after labelling? label it again")
+    keypoint_list = []
+    for number, node in enumerate(root.iter("object"), start=1):
+        name = node.findtext("name", "").strip()
+        text_list = [node.findtext(f"bndbox/{side}", "").strip()
+                     for side in ("xmin", "ymin", "xmax", "ymax")]
+        xmin, ymin, xmax, ymax = box = [to_number(text) for text in text_list]
+        # LabelImg may go a pixel beyond the edge. NaN makes every comparison false.
+        is_inside = -1 <= xmin < xmax <= width + 1 and -1 <= ymin < ymax <= height + 1
+        for is_wrong, problem in (
+                (not name, "has no name; name it"),
+                (name == "background", "has a reserved name; give it another"),
+                (not is_inside, f"is no box inside of {width} x {height} px; draw it again")):
+            if is_wrong:
+                said = f"{name[:20]!r} at {[text[:20] for text in text_list]}"
+                raise UserError(f"{xml_path}: object {number}, {said}, {problem}")
+        keypoint_list.append({"class": name, "box": box})
+    return keypoint_list
+
+
+def to_number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def parse_xml(path: Path) -> ElementTree.Element:
+    raw = path.read_bytes()
+    if b"<!DOCTYPE" in raw.replace(b"\0", b""):  # what it defines can unpack to gigabytes
+        raise UserError(f"{path}: has a DOCTYPE, which LabelImg never writes; remove it")
+    try:
+        root = ElementTree.fromstring(raw)
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
+        raise UserError(f"{path}: no readable XML ({error}); save it again in LabelImg") from None
+    if root.tag != "annotation":
+        raise UserError(f"{path}: begins with <{root.tag[:40]}>, not with <annotation>; save it as "
+                        "Pascal VOC in LabelImg")
+    return root
+
+
+def find_centre(low: float, high: float, length: int, side: float | None) -> float:
+    """Where the point lies, in x or in y, that a box from `low` to `high` was drawn round.
+
+    In its middle, unless the edge of the picture, `length` px wide or high, has cut the box. Then
+    the side that is whole tells, where all whole boxes are `side` px wide or high.
+
+    >>> find_centre(0, 18, length=320, side=30), find_centre(0, 18, length=320, side=None)
+    (3.0, 9.0)
+    """
+    is_low_cut, is_high_cut = low <= 1, high >= length  # LabelImg writes 1 there, not 0
+    if side is None or is_low_cut == is_high_cut:
+        return (low + high) / 2
+    return high - side / 2 if is_low_cut else low + side / 2
+
+
+# ---------------------------------------------------------------- folders into splits
+
+def read_folder(folder: Path) -> tuple[list[dict], list[str]]:
+    """Read a folder: what is good, and a sentence for each bad file.
+
+    An example is {"path", "size": (width, height), "keypoints"}, without the picture: all of them
+    together may be larger than the memory.
+    """
+    file_list = sorted(path for path in folder.iterdir()
+                       if path.is_file() and not path.name.startswith("."))
+    image_list = [path for path in file_list if path.suffix.lower() in IMAGE_SUFFIXES]
+    xml_dict = {path.stem: path for path in file_list if path.suffix.lower() == ".xml"}
+    example_list, problem_list = [], []
+    progress = Progress(len(image_list), "reading")
+    for number, path in enumerate(image_list, start=1):
+        try:
+            example_list.append(read_example(path, xml_dict.pop(path.stem, None)))
+        except (UserError, OSError) as error:
+            problem_list.append(str(error))
+        progress.show(number)
+    problem_list += [f"{path}: has no picture beside it; bring the picture back or remove this"
+                     for path in xml_dict.values()]
+    return example_list, problem_list
+
+
+def read_example(path: Path, xml_path: Path | None) -> dict:
+    if not path.name.isprintable():
+        raise UserError(f"{ascii(str(path))}: its name holds bytes that are no text; rename it")
+    if not xml_path:
+        raise UserError(f"{path}: has no {path.stem}.xml of its own; if it shows no keypoint, "
+                        "save an empty label in LabelImg")
+    height, width = read_image(path).shape[:2]
+    keypoint_list = read_labels(xml_path, width, height)
+    return {"path": path, "size": (width, height), "keypoints": keypoint_list}
+
+
+def read_source(folder: Path, seed: int) -> tuple[dict, list[str]]:
+    """Read a LabelImg folder: {"train": examples, "val": ..., "test": ...}, and what is bad.
+
+    Folders of these names inside are the splits; without val/, a tenth of train/ is. A folder
+    without any is split at random, the same for the same seed: 72 % to 8 % to 20 %.
+    """
+    inside_list = [split for split in SPLIT_LIST if (folder / split).is_dir()]
+    check_source(folder, inside_list)
+    split_dict, problem_list = {}, []
+    for name in inside_list or [""]:  # folder / "" is the folder itself
+        example_list, bad_list = read_folder(folder / name)
+        order_1d_array = np.random.default_rng(seed).permutation(len(example_list))
+        split_dict[name] = [example_list[index] for index in order_1d_array]
+        problem_list += bad_list
+    if not inside_list:
+        all_list = split_dict[""]
+        count = min(round(TRAIN_SHARE * len(all_list)), len(all_list) - 1)
+        split_dict = {"train": all_list[:count], "test": all_list[count:]}
+    if "val" not in split_dict:
+        train_list = split_dict["train"]
+        count = max(1, round(len(train_list) / 10))
+        split_dict |= {"val": train_list[:count], "train": train_list[count:]}
+    return {split: sorted(split_dict[split], key=lambda example: example["path"])
+            for split in SPLIT_LIST}, problem_list
+
+
+def check_source(folder: Path, inside_list: list[str]) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; --source needs pictures and LabelImg's XML")
+    if inside_list and not {"train", "test"} <= set(inside_list):
+        raise UserError(f"{folder}: holds {inside_list[0]}/, so it needs both train/ and test/; "
+                        "add what lacks, or put all pictures into one folder")
+    loose = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+    if inside_list and loose:
+        print(f"not used: {loose} pictures of {folder} that lie beside train/ and test/")
+
+
+# ---------------------------------------------------------------- points and pictures into arrays
+
+def to_label_array(example_list: list[dict], category_list: list[str], one_size) -> np.ndarray:
+    """Float32 `[M, 4]`, a row a keypoint: picture index, class id, x, y in px.
+
+    `one_size`: width and height of all whole boxes, (None, None) where they differ.
+    """
+    row_list = []
+    for index, example in enumerate(example_list):
+        width, height = example["size"]
+        for keypoint in example["keypoints"]:
+            xmin, ymin, xmax, ymax = keypoint["box"]
+            x = find_centre(xmin, xmax, width, one_size[0])
+            y = find_centre(ymin, ymax, height, one_size[1])
+            # Of a cut box, the point may lie outside; farther out than REACH no cell learns it.
+            if max(-x, -y, x - width, y - height) < REACH:
+                row_list.append((index, category_list.index(keypoint["class"]), x, y))
+    return np.array(row_list, np.float32).reshape(-1, 4)
+
+
+def pack_images(path: Path, example_list: list[dict], height: int, width: int) -> None:
+    """Write uint8 `[N, height, width, 3]` picture after picture: memory stays flat.
+
+    So it does in training: np.load(path, mmap_mode="r") leaves the array on the disk and reads
+    what is looked at. That is why 2 GB of pictures need no 2 GB of memory.
+    """
+    shape = (len(example_list), height, width, 3)
+    progress = Progress(len(example_list), f"packing {path.name}")
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        header_dict = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header_dict)
+        for number, example in enumerate(example_list, start=1):
+            file.write(pad_image(read_image(example["path"]), height, width).tobytes())
+            progress.show(number)
+
+
+# ---------------------------------------------------------------- check, describe, report, pack
+
+def check(split_dict: dict, problem_list: list[str], source: Path, skip_bad: bool) -> None:
+    for problem in problem_list:
+        print(f"bad{', left out' if skip_bad else ''}: {problem}")
+    if problem_list and not skip_bad:
+        raise UserError(f"{source}: {len(problem_list)} bad files, listed above; mend them, or "
+                        "leave them out with --skip-bad")
+    for split, example_list in split_dict.items():
+        if not example_list:
+            raise UserError(f"{source}: no good picture is left for {split}; 3 are the least")
+    if not any(example["keypoints"] for example in split_dict["train"]):
+        raise UserError(f"{source}: no train picture holds a keypoint; label some in LabelImg")
+
+
+def describe(split_dict: dict) -> dict:
+    """What dataset.json says of names, sizes and boxes."""
+    all_list = sum(split_dict.values(), [])
+    names_list = [[keypoint["class"] for keypoint in example["keypoints"]] for example in all_list]
+    return {
+        "category_list": ["background", *sorted({name for names in names_list for name in names})],
+        "max_per_class": max(names.count(name) for names in names_list for name in names),
+        "height": round_up_to_cell(max(example["size"][1] for example in all_list)),
+        "width": round_up_to_cell(max(example["size"][0] for example in all_list)),
+        **measure_boxes(all_list),
+        **{split: {"file_list": [example["path"].name for example in example_list],
+                   "size_list": [example["size"] for example in example_list]}
+           for split, example_list in split_dict.items()}}
+
+
+def measure_boxes(example_list: list[dict]) -> dict:
+    """Median size of the whole boxes; whether they all have it (one_size); how many are cut."""
+    box_2d_array = np.array([[*keypoint["box"], *example["size"]]
+                             for example in example_list for keypoint in example["keypoints"]])
+    low_2d_array, high_2d_array, size_2d_array = np.split(box_2d_array, 3, axis=1)  # x, y each
+    is_cut_1d_array = ((low_2d_array <= 1) | (high_2d_array >= size_2d_array)).any(axis=1)
+    side_2d_array = high_2d_array - low_2d_array
+    if not is_cut_1d_array.all():
+        side_2d_array = side_2d_array[~is_cut_1d_array]
+    box_size = np.median(side_2d_array, axis=0).round(2).tolist()
+    is_one_size = np.ptp(side_2d_array, axis=0).max() <= 1  # px; LabelImg's truncating changes one
+    return {"box_size": box_size, "one_size": box_size if is_one_size else [None, None],
+            "cut_boxes": int(is_cut_1d_array.sum())}
+
+
+def report(split_dict: dict, label_dict: dict, dataset_dict: dict) -> None:
+    def show(name, count_list, note=""):
+        print(f"{name[:25]:26}" + "".join(f"{count:>8}" for count in count_list) + note)
+
+    show("", SPLIT_LIST)
+    show("pictures", [len(example_list) for example_list in split_dict.values()])
+    show("  without a keypoint", [sum(not example["keypoints"] for example in example_list)
+                                  for example_list in split_dict.values()])
+    for class_id, name in enumerate(dataset_dict["category_list"][1:], start=1):
+        count_list = [np.sum(label_2d_array[:, 1] == class_id)
+                      for label_2d_array in label_dict.values()]
+        show(name, count_list, "" if count_list[0] else "   none to learn from")
+    most = dataset_dict["max_per_class"]
+    show("may be lost by collision", [count_collisions(label_2d_array, most)
+                                      for label_2d_array in label_dict.values()])
+    width, height = dataset_dict["box_size"]
+    print(f"boxes are {width:g} x {height:g} px; a picture holds at most {most} of a class")
+    how = "what is left" if None in dataset_dict["one_size"] else "the sides that are whole"
+    print(f"boxes cut by the picture's edge: {dataset_dict['cut_boxes']}; points taken from {how}")
+    box_count = sum(len(example["keypoints"]) for example in sum(split_dict.values(), []))
+    if outside := box_count - sum(len(label_2d_array) for label_2d_array in label_dict.values()):
+        print(f"left out: {outside} points that lie {REACH:g} px or more outside of the picture")
+
+
+def count_collisions(label_2d_array: np.ndarray, max_per_class: int) -> int:
+    """Keypoints that may be lost, since a cell answers once and another keypoint lies there.
+
+    Where a picture may hold several of a class, the best of nine cells answers for it.
+
+    >>> count_collisions(np.array([[0, 1, 40, 40], [0, 2, 60, 60], [0, 2, 70, 60]]), 1)
+    1
+    """
+    taken_dict, lost = {}, 0
+    for index, class_id, x, y in label_2d_array:
+        column, row = x // CELL, y // CELL
+        nine_list = [taken_dict.get((index, row + down, column + right))
+                     for down in (-1, 0, 1) for right in (-1, 0, 1)]
+        if nine_list[4] or (max_per_class > 1 and class_id in nine_list):
+            lost += 1
+        else:
+            taken_dict[index, row, column] = class_id
+    return lost
+
+
+def pack(data_folder: Path, split_dict: dict, label_dict: dict, dataset_dict: dict) -> None:
+    """Write the arrays, then dataset.json: where it is whole, the arrays beside it belong to it."""
+    write_dataset(data_folder, {"drawn": dataset_dict["drawn"]})
+    for split, example_list in split_dict.items():
+        pack_images(data_folder / f"{split}_images.npy", example_list,
+                    dataset_dict["height"], dataset_dict["width"])
+        with replacing(data_folder / f"{split}_labels.npy") as temporary:
+            np.save(temporary, label_dict[split])
+    with replacing(data_folder / "results" / "contact_sheet.png") as temporary:
+        contact_sheet(data_folder, dataset_dict).save(temporary)
+    write_dataset(data_folder, dataset_dict)
+
+
+def write_dataset(data_folder: Path, dataset_dict: dict) -> None:
+    with replacing(data_folder / "dataset.json") as temporary:
+        text = json.dumps(dataset_dict, indent=1, ensure_ascii=False)
+        temporary.write_text(text, encoding="utf-8")
+
+
+def check_place(data_folder: Path, is_drawn: bool) -> None:
+    """Overwrite nothing of the user's: dataset.json tells what this script made, drawn or not.
+
+    It is written before anything else, too, so that a stopped run can be repeated.
+    """
+    path = data_folder / "dataset.json"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if '"drawn": true' in text or ('"drawn": false' in text and not is_drawn):
+        return
+    path_list = [path, *data_folder.glob("*_images.npy"), *data_folder.glob("*_labels.npy")]
+    path_list += data_folder.glob("images/*") if is_drawn else []
+    for path in path_list:
+        if path.exists():
+            raise UserError(f"{path}: was not drawn here and would be lost; choose another folder "
+                            "with --data, and for pictures of your own --source")
+
+
+def contact_sheet(data_folder: Path, dataset_dict: dict) -> Image.Image:
+    """Up to fifty keypoints of the training arrays close up, as many of each class."""
+    images_4d_array = np.load(data_folder / "train_images.npy", mmap_mode="r")
+    label_2d_array = np.random.default_rng(0).permutation(np.load(data_folder / "train_labels.npy"))
+    name_list = names_to_draw(dataset_dict["category_list"])
+    chosen_list = []
+    for class_id in range(1, len(name_list)):
+        of_class_2d_array = label_2d_array[label_2d_array[:, 1] == class_id]
+        chosen_list += list(of_class_2d_array[:max(1, 50 // (len(name_list) - 1))])
+    del chosen_list[50:]
+    reach = 1.5 * max(dataset_dict["box_size"])  # px, from a keypoint to the sides of its tile
+    half_width, half_height = np.array(dataset_dict["box_size"]) / 2 * (95 / reach)
+    box = [95 - half_width, 95 - half_height, 95 + half_width, 95 + half_height]
+    sheet = Image.new("RGB", (10 * 196, math.ceil(len(chosen_list) / 10) * 196), "white")
+    for place, (index, class_id, x, y) in enumerate(chosen_list):
+        tile = Image.fromarray(images_4d_array[int(index)]).transform(
+            (190, 190), Image.Transform.EXTENT, (x - reach, y - reach, x + reach, y + reach),
+            Image.Resampling.BILINEAR)
+        keypoint = {"class": name_list[int(class_id)], "x": 95, "y": 95, "box": box,
+                    "colour": COLOUR_LIST[int(class_id - 1) % len(COLOUR_LIST)]}
+        sheet.paste(draw_keypoints(tile, [keypoint]), (196 * (place % 10), 196 * (place // 10)))
+    return sheet
+
+
+# ---------------------------------------------------------------- the drawing
+
+# A shape tells how many px the point (u, v), measured from the mark's middle, lies outside of it;
+# inside: less than 0. np.minimum joins two shapes, np.maximum keeps what both have.
 def ring(u, v):
     return np.abs(np.hypot(u, v) - 12.5) - 1.5
 
@@ -64,8 +395,7 @@ MARK_DICT = {
     "keyPoint_1": lambda u, v: np.minimum(ring(u, v), np.minimum(bar(u, v), bar(v, u))),
     "keyPoint_2": lambda u, v: np.minimum(ring(u, v), np.minimum(quarter(u, v), quarter(-u, -v))),
 }
-# What looks like a part of a mark and is none: only the whole shape tells, so the network cannot go by a corner of it.
-DISTRACTOR_DICT = {
+DISTRACTOR_DICT = {  # looks like a part of a mark and is none: only the whole shape tells
     "ring": ring,
     "screw": lambda u, v: np.minimum(ring(u, v), bar(u, v)),
     "cross": lambda u, v: np.minimum(bar(u, v), bar(v, u)),
@@ -76,35 +406,33 @@ DISTRACTOR_DICT = {
 
 
 def paint(picture_3d_array, x, y, angle, scale, shape, colour, opacity=1.0) -> None:
-    """Paint a shape at the sub-pixel place (x, y), turned by `angle` (radians) and scaled, onto the picture itself."""
+    """Paint a shape at the sub-pixel place (x, y), turned by `angle` (radians) and scaled."""
     reach = math.ceil(28 * scale)
     height, width = picture_3d_array.shape[:2]
     top, bottom = max(0, int(y) - reach), min(height, int(y) + reach)
     left, right = max(0, int(x) - reach), min(width, int(x) + reach)
-    # Pixel (r, c) covers [c, c+1) x [r, r+1): its middle is at + 0.5. Forgetting this shifts all labels by half a pixel.
-    dy = np.arange(top, bottom)[:, None] + 0.5 - y
+    # Pixel c covers [c, c + 1): its middle is at c + 0.5. Forgotten, labels lie half a pixel off.
     dx = np.arange(left, right)[None, :] + 0.5 - x
+    dy = np.arange(top, bottom)[:, None] + 0.5 - y
     u = (dx * math.cos(angle) + dy * math.sin(angle)) / scale
     v = (dy * math.cos(angle) - dx * math.sin(angle)) / scale
+    # How much of each pixel is covered: all where it lies half a pixel inside, none outside.
     coverage = np.clip(0.5 - shape(u, v) * scale, 0, 1)[:, :, None] * opacity
     patch = picture_3d_array[top:bottom, left:right]
     patch += coverage * (np.asarray(colour, np.float32) - patch)
 
 
-# ---------------------------------------------------------------- drawing: the scene
-
 def smooth_noise(rng, rows, columns):
     """Noise of mean 0 and spread about 1 that changes slowly: a few random numbers, scaled up."""
     coarse_2d_array = rng.normal(size=(rows, columns)).astype(np.float32)
     image = Image.fromarray(coarse_2d_array).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
-    return np.asarray(image)  # [1920, 320]
+    return np.asarray(image)
 
 
 def draw_scene(rng):
-    """An amber panel with soft streaks, before it a dark rod and its holder.
+    """An amber panel with soft streaks; before it a dark rod and its holder, whose box it returns.
 
-    Returns float32 `[1920, 320, 3]` and the holder's box (left, top, right, bottom). The streaks
-    are 16 px wide, five times as wide as a bar of a mark: none completes a mark.
+    The streaks are 16 px wide, five times as wide as a bar of a mark: none completes a mark.
     """
     light_2d_array = 1 + 0.12 * smooth_noise(rng, 5, 3) + 0.08 * smooth_noise(rng, 4, 20)
     amber = rng.uniform((165, 105, 30), (215, 150, 70))
@@ -139,7 +467,7 @@ def paint_mark(picture_3d_array, rng, x, y, shape) -> None:
     """Paint a mark: dark ink on bright ground, bright paint on dark, on a label on both."""
     angle, scale = rng.normal(0, math.radians(6)), rng.uniform(0.9, 1.1)
     top, left = max(0, int(y) - 16), max(0, int(x) - 16)
-    ground = picture_3d_array[top:int(y) + 16, left:int(x) + 16].mean(axis=2)  # [32, 32]
+    ground = picture_3d_array[top:int(y) + 16, left:int(x) + 16].mean(axis=2)
     if np.ptp(ground) > 60 or rng.random() < 0.1:
         paper = np.array([205, 190, 160]) * rng.uniform(0.7, 1.1)
         paint(picture_3d_array, x, y, angle, scale, square, paper)
@@ -172,350 +500,71 @@ def draw_picture(index: int, seed: int, folder: Path) -> None:
         x, y = find_place(rng, holder_box, place_list)
         paint_mark(picture_3d_array, rng, x, y, MARK_DICT[name])
         half = BOX_SIDE / 2
-        box = [x - half, y - half, x + half, y + half]
-        keypoint_list.append({"class": str(name), "box": box})
+        keypoint_list.append({"class": str(name), "box": [x - half, y - half, x + half, y + half]})
     for name in rng.choice(list(DISTRACTOR_DICT), size=rng.poisson(5)):
         x, y = find_place(rng, holder_box, place_list)
         paint_mark(picture_3d_array, rng, x, y, DISTRACTOR_DICT[name])
-    image = Image.fromarray(photograph(picture_3d_array, rng))
-    with replacing(folder / f"{index:05d}.jpg") as temporary:
+    image, path = Image.fromarray(photograph(picture_3d_array, rng)), folder / f"{index:05d}.jpg"
+    with replacing(path) as temporary:
         image.save(temporary, "JPEG", quality=int(rng.integers(60, 96)))
-    xml_path = folder / f"{index:05d}.xml"
-    write_labelimg_xml(xml_path, f"{index:05d}.jpg", WIDTH, HEIGHT, keypoint_list)
+    write_labelimg_xml(path.with_suffix(".xml"), path.name, WIDTH, HEIGHT, keypoint_list)
 
 
-def draw_pictures(folder: Path, count: int, seed: int) -> None:
-    """Draw `count` pictures into `folder`, on all cores: processes, since drawing is Python code, and threads take turns at that."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        if not (path.stem.isdigit() and len(path.stem) == 5) and not path.name.startswith("."):
-            raise UserError(f"{path}: was not drawn by this script, and drawing might overwrite its neighbours; "
-                            "choose another folder with --data")
+def draw_pictures(data_folder: Path, count: int, seed: int) -> None:
+    """Draw into images/ on all cores: processes, since threads take turns at Python code."""
+    folder = data_folder / "images"
+    if not (data_folder / "dataset.json").exists():
+        write_dataset(data_folder, {"drawn": True})
+    folder.mkdir(exist_ok=True)
+    print(f"drawing {count} pictures into {folder}; your own pictures: --source FOLDER")
     progress = Progress(count, "drawing")
-    with ProcessPoolExecutor() as pool:
-        jobs = pool.map(draw_picture, range(count), [seed] * count, [folder] * count, chunksize=8)
-        for done, _ in enumerate(jobs, start=1):
+    draw = functools.partial(draw_picture, seed=seed, folder=folder)
+    # Leaving the `with` ends the processes, also after Ctrl-C. Windows waits for 63 at most.
+    with multiprocessing.Pool(min(os.cpu_count() or 1, 60), leave_signals_to_parent) as pool:
+        for done, _ in enumerate(pool.imap_unordered(draw, range(count), chunksize=8), start=1):
             progress.show(done)
-    for path in folder.glob("[0-9]" * 5 + ".*"):  # left over from an earlier, larger drawing
-        if int(path.stem) >= count:
-            path.unlink()
+    left_list = [path for path in folder.glob("[0-9]" * 5 + ".*") if int(path.stem) >= count]
+    for path in [*left_list, *folder.glob(".writing-*")]:  # of a larger or a stopped drawing
+        path.unlink()
 
 
-# ---------------------------------------------------------------- reading LabelImg's files
-
-def read_labels(xml_path: Path, width: int, height: int) -> list[dict]:
-    """Read one LabelImg XML file: a list of {"class": str, "box": [xmin, ymin, xmax, ymax]}, in px.
-
-    `width`, `height`: the picture's true size, which the file must agree with. Raises UserError naming file and value.
-    """
-    raw = xml_path.read_bytes()
-    if b"<!DOCTYPE" in raw.replace(b"\0", b""):  # entities in a DOCTYPE can unpack to gigabytes; LabelImg writes none
-        raise UserError(f"{xml_path}: has a DOCTYPE, which LabelImg never writes; remove it")
-    try:
-        root = ElementTree.fromstring(raw)
-    except (ElementTree.ParseError, LookupError, ValueError) as error:
-        raise UserError(f"{xml_path}: not readable as XML ({error}); save it again in LabelImg") from None
-    if root.tag != "annotation":
-        raise UserError(f"{xml_path}: begins with <{root.tag[:40]}> and not with LabelImg's <annotation>; "
-                        "save it as Pascal VOC in LabelImg")
-    said_width, said_height = root.findtext("size/width", ""), root.findtext("size/height", "")
-    if said_width and said_height and (said_width.strip(), said_height.strip()) != (str(width), str(height)):
-        raise UserError(f"{xml_path}: says {said_width[:20]} x {said_height[:20]} px but the picture has {width} x {height}; "
-                        "was it scaled after labelling? label it again")
-    keypoint_list = []
-    for number, node in enumerate(root.iter("object"), start=1):
-        name = (node.findtext("name") or "").strip()
-        if not name or name == "background":
-            raise UserError(f"{xml_path}: object {number} has {'the reserved name background' if name else 'no name'}; name it")
-        box = []
-        for tag in ("xmin", "ymin", "xmax", "ymax"):
-            text = (node.findtext(f"bndbox/{tag}") or "").strip()
-            try:
-                box.append(float(text))
-            except ValueError:
-                raise UserError(f"{xml_path}: {tag} of object {number} ({name}) is {text[:40]!r}, not a number; "
-                                "draw the box again") from None
-        xmin, ymin, xmax, ymax = box
-        # One chained comparison finds NaN, infinity, swapped sides and empty boxes: each makes a comparison false.
-        # One px beyond the edge is allowed: LabelImg may write that.
-        if not (-1 <= xmin < xmax <= width + 1 and -1 <= ymin < ymax <= height + 1):
-            raise UserError(f"{xml_path}: box {box} of object {number} ({name}) is empty, swapped or outside of the "
-                            f"{width} x {height} picture; draw it again")
-        keypoint_list.append({"class": name, "box": box})
-    return keypoint_list
-
-
-def read_folder(folder: Path) -> tuple[list[dict], list[str]]:
-    """Read all pictures and labels of a folder. Returns what is good, and one sentence for each bad file.
-
-    An example is {"path", "size": (width, height), "keypoints": list, "thumbnail": uint8 [32, 32]}.
-    """
-    file_list = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    image_list = [path for path in file_list if path.suffix.lower() in IMAGE_SUFFIXES]
-    xml_dict = {path.stem: path for path in file_list if path.suffix.lower() == ".xml"}
-    example_list, problem_list, seen_dict = [], [], {}
-    progress = Progress(len(image_list), "reading")
-    for number, path in enumerate(image_list, start=1):
-        try:
-            if not path.name.isprintable():
-                raise UserError(f"{ascii(str(path))}: its name holds bytes that are no text; rename it")
-            if path.stem in seen_dict:
-                raise UserError(f"{path}: has the same name as {seen_dict[path.stem].name}, so one XML would label both; rename it")
-            seen_dict[path.stem] = path
-            if path.stem not in xml_dict:
-                raise UserError(f"{path}: has no {path.stem}.xml beside it; if it holds no keypoint, save an empty label in LabelImg")
-            image_3d_array = read_image(path)
-            height, width = image_3d_array.shape[:2]
-            example_list.append({
-                "path": path, "size": (width, height), "keypoints": read_labels(xml_dict[path.stem], width, height),
-                "thumbnail": np.asarray(Image.fromarray(image_3d_array).convert("L").resize((32, 32), Image.Resampling.BOX))})
-        except (UserError, OSError) as error:
-            problem_list.append(str(error))
-        progress.show(number)
-    problem_list += [f"{path}: there is no picture of this name; remove it or bring the picture back"
-                     for stem, path in xml_dict.items() if stem not in seen_dict]
-    return example_list, problem_list
-
-
-def read_source(folder: Path, seed: int) -> tuple[dict[str, list[dict]], list[str]]:
-    """Read a LabelImg folder into {"train": examples, "test": examples}; splits it 80/20 where it is not split already."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; --source needs one with pictures and LabelImg's XML files")
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        (train_list, train_problems), (test_list, test_problems) = read_folder(folder / "train"), read_folder(folder / "test")
-        return {"train": train_list, "test": test_list}, train_problems + test_problems
-    example_list, problem_list = read_folder(folder)
-    order = np.random.default_rng(seed).permutation(len(example_list))
-    train_count = min(round(TRAIN_SHARE * len(order)), len(order) - 1)  # at least one is left to test with
-    val_count = round(train_count / 10)
-    split_dict = {"train": order[val_count:train_count], "val": order[:val_count], "test": order[max(train_count, 0):]}
-    return {split: [example_list[i] for i in sorted(index)] for split, index in split_dict.items()}, problem_list
-
-
-# ---------------------------------------------------------------- from boxes to points, and what to know about them
-
-def is_cut(box, width: int, height: int) -> tuple[bool, bool, bool, bool]:
-    """Which sides of a box the picture's edge has cut: left, top, right, bottom. LabelImg writes 1, not 0, at left and top."""
-    xmin, ymin, xmax, ymax = box
-    return xmin <= 1, ymin <= 1, xmax >= width, ymax >= height
-
-
-def box_centre(box, cut, box_size) -> tuple[float, float]:
-    """The point that a box was drawn round. `box_size`: (width, height) of every uncut box, or None where they differ.
-
-    A box cut by the edge is no longer centred on its point: the side that is whole tells where the point is.
-
-    >>> box_centre([0, 50, 18, 80], (True, False, False, False), (30, 30))
-    (3.0, 65.0)
-    """
-    xmin, ymin, xmax, ymax = box
-    x, y = (xmin + xmax) / 2, (ymin + ymax) / 2
-    if box_size:
-        left, top, right, bottom = cut
-        if left != right:
-            x = xmax - box_size[0] / 2 if left else xmin + box_size[0] / 2
-        if top != bottom:
-            y = ymax - box_size[1] / 2 if top else ymin + box_size[1] / 2
-    return x, y
-
-
-def to_label_array(example_list, category_list, one_size) -> np.ndarray:
-    """Float32 `[M, 4]`, a row a keypoint: picture index, class id, centre x, centre y."""
-    row_list = []
-    for index, example in enumerate(example_list):
-        for keypoint in example["keypoints"]:
-            x, y = box_centre(keypoint["box"], is_cut(keypoint["box"], *example["size"]), one_size)
-            width, height = example["size"]
-            # A label may end on the picture's last edge; its cell must still exist.
-            x, y = np.clip((x, y), 0, (width - 0.01, height - 0.01))
-            row_list.append((index, category_list.index(keypoint["class"]), x, y))
-    return np.array(row_list, np.float32).reshape(-1, 4)
-
-
-def count_collisions(label_2d_array, max_per_class: int) -> int:
-    """Keypoints that cannot be found since a cell answers once, or, where a class may occur several times, since of one
-    class only the best of neighbouring cells answers.
-
-    >>> count_collisions(np.array([[0, 1, 40, 40], [0, 2, 60, 60], [0, 2, 70, 60]]), max_per_class=1)
-    1
-    """
-    taken_dict, lost = {}, 0
-    for index, class_id, x, y in label_2d_array:
-        column, row = int(x // CELL), int(y // CELL)
-        near = [taken_dict.get((index, row + i, column + j)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
-        if near[4] is not None or (max_per_class > 1 and class_id in near):
-            lost += 1
-        else:
-            taken_dict[index, row, column] = class_id
-    return lost
-
-
-def find_look_alikes(train_list, test_list) -> list[tuple[str, str]]:
-    """Pairs of a train and a test picture that look the same: what was learned by heart would be counted as skill."""
-    # Pictures that differ by less than a level have means that do, too: sorted by mean, few are left to compare.
-    train_list = sorted(train_list, key=lambda example: example["thumbnail"].mean())
-    train_3d_array = np.array([example["thumbnail"] for example in train_list], np.float32)  # [train, 32, 32]
-    mean_1d_array = train_3d_array.mean(axis=(1, 2))
-    pair_list = []
-    for example in test_list:
-        thumbnail_2d_array = example["thumbnail"].astype(np.float32)
-        first, last = np.searchsorted(mean_1d_array, thumbnail_2d_array.mean() + np.array([-LOOK_ALIKE, LOOK_ALIKE]))
-        difference = np.abs(train_3d_array[first:last] - thumbnail_2d_array).mean(axis=(1, 2))
-        if len(difference) and difference.min() < LOOK_ALIKE:
-            pair_list.append((train_list[first + difference.argmin()]["path"].name, example["path"].name))
-    return pair_list
-
-
-# ---------------------------------------------------------------- packing
-
-def check_room(data_folder: Path, needed: int) -> None:
-    """Refuse to begin what the disk has no room for: arrays of so many bytes."""
-    data_folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(data_folder).free
-    if needed > free:
-        raise UserError(f"{data_folder}: the arrays need {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left; "
-                        "choose another place with --data")
-
-
-def pack_images(path: Path, example_list, height: int, width: int) -> None:
-    """Write uint8 `[N, height, width, 3]` picture after picture: memory stays flat however many there are."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(example_list), height, width, 3)}
-    progress = Progress(len(example_list), f"packing {path.name}")
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for number, example in enumerate(example_list, start=1):
-            file.write(pad_image(read_image(example["path"]), height, width).tobytes())
-            progress.show(number)
-
-
-def contact_sheet(example_list, category_list, seed: int) -> Image.Image:
-    """A row of whole pictures with their labels, and thirty keypoints close up, three times as large."""
-    rng = np.random.default_rng(seed)
-    sheet = Image.new("RGB", (1970, 1010), "white")
-
-    def to_keypoint(keypoint, left=0, top=0, zoom=1.0):
-        xmin, ymin, xmax, ymax = ((v - offset) * zoom for v, offset in zip(keypoint["box"], (left, top, left, top)))
-        return {"class": keypoint["class"], "x": (xmin + xmax) / 2, "y": (ymin + ymax) / 2, "box": [xmin, ymin, xmax, ymax],
-                "colour": COLOUR_LIST[(category_list.index(keypoint["class"]) - 1) % len(COLOUR_LIST)]}
-
-    left = 10
-    for index in rng.permutation(len(example_list)):
-        example = example_list[index]
-        image = Image.fromarray(read_image(example["path"]))
-        image = draw_keypoints(image, [to_keypoint(keypoint) for keypoint in example["keypoints"]])
-        image.thumbnail((380, 380))
-        if left + image.width > sheet.width - 10:
-            break
-        sheet.paste(image, (left, 10))
-        left += image.width + 10
-    by_class = {name: [] for name in category_list[1:]}
-    for index in rng.permutation(len(example_list)):
-        for keypoint in example_list[index]["keypoints"]:
-            by_class[keypoint["class"]].append((index, keypoint))
-    # One of each class in turn, so that a rare class is seen too.
-    in_turn = [pairs[turn] for turn in range(30) for pairs in by_class.values() if turn < len(pairs)][:30]
-    for place, (index, keypoint) in enumerate(in_turn):
-        middle = to_keypoint(keypoint)
-        left, top = round(middle["x"]) - 31, round(middle["y"]) - 31
-        image = Image.fromarray(read_image(example_list[index]["path"]))
-        crop = image.crop((left, top, left + 62, top + 62)).resize((186, 186), Image.Resampling.NEAREST)
-        crop = draw_keypoints(crop, [to_keypoint(keypoint, left, top, zoom=3)])
-        sheet.paste(crop, (10 + 196 * (place % 10), 410 + 196 * (place // 10)))
-    return sheet
-
-
-def prepare(split_dict: dict[str, list[dict]], data_folder: Path, source: str, seed: int) -> None:
-    """Report what was found and write the arrays, dataset.json and the contact sheet."""
-    train_list, test_list = split_dict["train"], split_dict["test"]
-    both_list = train_list + split_dict["val"] + test_list
-    if not train_list or not test_list:
-        raise UserError(f"{source}: {len(train_list)} good pictures to train with and {len(test_list)} to test with; "
-                        "at least one of each is needed")
-    box_list = [k["box"] + list(e["size"]) for e in both_list for k in e["keypoints"]]
-    if not box_list:
-        raise UserError(f"{source}: no label holds a keypoint, so there is nothing to learn; draw some boxes in LabelImg")
-    if not any(e["keypoints"] for e in train_list):
-        raise UserError(f"{source}: none of the {len(train_list)} train pictures holds a keypoint, so there is nothing to learn; "
-                        "label some")
-    cut_list = [any(is_cut(box[:4], *box[4:])) for box in box_list]
-    side_list = [(box[2] - box[0], box[3] - box[1]) for box, cut in zip(box_list, cut_list) if not cut]
-    side_list = side_list or [(box[2] - box[0], box[3] - box[1]) for box in box_list]
-    box_size = [round(float(side), 2) for side in np.median(side_list, axis=0)]
-    one_size = box_size if np.ptp(side_list, axis=0).max() <= 1 else None  # 1 px: what truncating to whole pixels changes
-
-    category_list = ["background"] + sorted({k["class"] for e in both_list for k in e["keypoints"]})
-    label_dict = {split: to_label_array(example_list, category_list, one_size) for split, example_list in split_dict.items()}
-    # The most keypoints of one class in a picture: where it is 1, decode (02_model.py) takes the best cell only.
-    max_per_class = max(int(np.unique(label[:, :2], axis=0, return_counts=True)[1].max())
-                        for label in label_dict.values() if len(label))
-    height = round_up_to_cell(max(e["size"][1] for e in both_list))
-    width = round_up_to_cell(max(e["size"][0] for e in both_list))
-
-    print(f"\n{'':24}{'train':>8}{'test':>8}")
-    print(f"{'pictures':24}{len(train_list):8}{len(test_list):8}")
-    print(f"{'  without a keypoint':24}" + "".join(f"{sum(not e['keypoints'] for e in s):8}" for s in (train_list, test_list)))
-    for class_id, name in enumerate(category_list[1:], start=1):
-        count_list = [int((label_dict[split][:, 1] == class_id).sum()) for split in ("train", "test")]
-        print(f"{name[:23]:24}{count_list[0]:8}{count_list[1]:8}" + ("" if count_list[0] else "   none to learn from"))
-    lost_list = [count_collisions(label_dict[split], max_per_class) for split in ("train", "test")]
-    print(f"{'lost by collision':24}{lost_list[0]:8}{lost_list[1]:8}   two in one cell, or of one class in neighbour cells")
-    keypoint_count = len(label_dict["train"]) + len(label_dict["test"])
-    if sum(lost_list):
-        print(f"  a cell answers once: recall cannot exceed {1 - sum(lost_list) / keypoint_count:.3f}")
-    print(f"arrays are {height} x {width} px; boxes {box_size[0]:g} x {box_size[1]:g} px; at most {max_per_class} of a class in a picture")
-    print(f"boxes cut by the picture's edge: {sum(cut_list)}; their points were taken "
-          + ("from the sides that are whole" if one_size else "as the middle of what is left, since box sizes differ"))
-    pair_list = find_look_alikes(train_list, test_list)
-    if pair_list:
-        print(f"warning: {len(pair_list)} test pictures look the same as a train picture, "
-              f"for example {pair_list[0][1]} and {pair_list[0][0]}: test results will flatter")
-
-    check_room(data_folder, len(both_list) * height * width * 3)
-    # dataset.json is removed first and written last: where it stands, the arrays beside it are whole and belong to it.
-    (data_folder / "dataset.json").unlink(missing_ok=True)
-    for split, example_list in split_dict.items():
-        pack_images(data_folder / f"{split}_images.npy", example_list, height, width)
-        with replacing(data_folder / f"{split}_labels.npy") as temporary:
-            np.save(temporary, label_dict[split])
-    with replacing(data_folder / "results" / "contact_sheet.png") as temporary:
-        contact_sheet(train_list, category_list, seed).save(temporary)
-    dataset_dict = {"source": source, "category_list": category_list, "height": height, "width": width, "box_size": box_size,
-                    "max_per_class": max_per_class}
-    dataset_dict["drawn"] = True
-    for split, example_list in split_dict.items():
-        dataset_dict[split] = {"file_list": [e["path"].name for e in example_list], "size_list": [e["size"] for e in example_list]}
-    with replacing(data_folder / "dataset.json") as temporary:
-        temporary.write_text(json.dumps(dataset_dict, indent=1, ensure_ascii=False), encoding="utf-8")
-    print(f"wrote {data_folder / 'dataset.json'} and the arrays; look at {data_folder / 'results' / 'contact_sheet.png'}")
+def leave_signals_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with this the pool ends them
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw a data set or read a LabelImg folder, check it, pack it into arrays.")
-    parser.add_argument("--source", type=Path, help="folder with pictures and LabelImg XML (default: draw a data set)")
-    parser.add_argument("--data", type=Path, default=DATA_FOLDER, help="folder to write to (default: data)")
-    parser.add_argument("--pictures", type=int, default=PICTURE_COUNT, help="number of pictures to draw (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the drawing and of the 80/20 split (default: %(default)s)")
-    parser.add_argument("--skip-bad", action="store_true", help="go on without files that are bad (default: stop and list them)")
+    parser = argparse.ArgumentParser(description="Draw or read labelled pictures, and pack them.")
+    parser.add_argument("--source", type=Path,
+                        help="folder with pictures and LabelImg's XML (default: draw them)")
+    parser.add_argument("--data", type=Path, default=DATA_FOLDER,
+                        help="folder to write to (default: data)")
+    parser.add_argument("--pictures", type=int, default=PICTURE_COUNT,
+                        help="how many to draw (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="of the drawing and of the random split (default: %(default)s)")
+    parser.add_argument("--skip-bad", action="store_true",
+                        help="leave out bad files (default: list them and stop)")
     options = parser.parse_args()
-    if not 2 <= options.pictures <= MOST_PICTURES or options.seed < 0:
-        parser.error(f"--pictures must lie between 2 and {MOST_PICTURES:,}, and --seed be at least 0")
+    if not 3 <= options.pictures <= 100_000 or options.seed < 0:  # names have five digits
+        parser.error("--pictures must lie between 3 and 100,000, and --seed be at least 0")
 
-    source = options.source
-    if source is None:
-        source = options.data / "images"
-        print(f"drawing {options.pictures} pictures into {source}; for your own use --source FOLDER")
-        check_room(options.data, options.pictures * HEIGHT * WIDTH * 3)  # rather now than after an hour of drawing
-        draw_pictures(source, options.pictures, options.seed)
+    is_drawn = options.source is None
+    source = options.data / "images" if is_drawn else options.source
+    name = f"drawn, {options.pictures} pictures, seed {options.seed}" if is_drawn else source.name
+    check_place(options.data, is_drawn)
+    if is_drawn:
+        draw_pictures(options.data, options.pictures, options.seed)
     split_dict, problem_list = read_source(source, options.seed)
-    for problem in problem_list:
-        print(f"bad: {problem}")
-    if problem_list and not options.skip_bad:
-        raise UserError(f"{len(problem_list)} bad files, listed above; mend them, or leave them out with --skip-bad")
-    if problem_list:
-        print(f"left out {len(problem_list)} bad files")
-    name = f"drawn, {options.pictures} pictures, seed {options.seed}" if options.source is None else source.name
-    prepare(split_dict, options.data, name, options.seed)
-    print("next: python 03_train.py" + ("" if options.data == DATA_FOLDER else f" --data {options.data}"))
+    check(split_dict, problem_list, source, options.skip_bad)
+    dataset_dict = {"source": name, "drawn": is_drawn, **describe(split_dict)}
+    label_dict = {split: to_label_array(example_list, dataset_dict["category_list"],
+                                        dataset_dict["one_size"])
+                  for split, example_list in split_dict.items()}
+    report(split_dict, label_dict, dataset_dict)
+    pack(options.data, split_dict, label_dict, dataset_dict)
+    print(f"look at {options.data / 'results' / 'contact_sheet.png'}")
+    print(f"next: {command('03_train.py', options.data)}")
 
 
 if __name__ == "__main__":
