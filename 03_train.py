@@ -143,7 +143,8 @@ class Loader(threading.Thread):
             left, top = x - rng.uniform(0, self.crop_width), y - rng.uniform(0, self.crop_height)
         else:
             picture = rng.integers(len(self.images_4d_array))
-            left, top = rng.uniform(0, width), rng.uniform(0, height)
+            left = rng.uniform(0, width - self.crop_width + 1)
+            top = rng.uniform(0, height - self.crop_height + 1)
         left = int(np.clip(left, 0, width - self.crop_width))
         top = int(np.clip(top, 0, height - self.crop_height))
         picture_3d_array = self.images_4d_array[int(picture)]  # [1920, 320, 3]; still on the disk
