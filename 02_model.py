@@ -11,9 +11,12 @@ Next    python 03_train.py trains what stands here.
 
 Every cell of the grid looks after 32x32 px. Its prior is its centre, and it answers with five
 values: dx and dy, the way from the prior to the keypoint, and a score for each class: background,
-keyPoint_1, keyPoint_2. SSD has several maps and several prior boxes a cell, so it must compare
+keyPoint_1, keyPoint_2. SSD has several maps and several prior boxes per cell, so it must compare
 boxes (IoU), encode widths and heights, and sort out double answers (NMS). Points of one size need
-one map and one prior a cell: then a keypoint belongs to the cell it lies in, and that is all.
+one map and one prior per cell: a keypoint belongs to the cell that it lies in.
+
+Names say what a thing is: output_4d is a torch tensor of four dimensions, label_2d_array a numpy
+array of two, _list and _dict are Python's; numbers bear no mark. [N, 5, 60, 10] is a shape.
 """
 
 import argparse
@@ -41,8 +44,8 @@ LAYER_LIST = [
     (4, 2, 1, 128),  # -> 60x10
     (1, 1, 0, 128),
 ]
-OFFSET_UNIT = CELL / 2  # px; offsets are said in half cells: what is learned lies within -1 to 1
-NEIGHBOUR_REACH = 24  # px; a cell whose prior is nearer than this, in x and in y, learns, too
+OFFSET_UNIT = CELL / 2  # px; offsets are said in half cells: -1 to 1 within the cell
+NEIGHBOUR_REACH = 24  # px; a cell learns keypoints this near to its prior: 8 px beyond its border
 
 
 # ---------------------------------------------------------------- the network
@@ -56,14 +59,14 @@ class KeypointNet(nn.Module):
     """
 
     def __init__(self, class_count: int):
-        super().__init__()  # comes first: it sets up the book in which layers are entered
+        super().__init__()  # comes first: it sets up the register of layers
         layer_list, channels_in = [], 3
         for kernel, stride, padding, channels_out in LAYER_LIST:
             # No bias: BN subtracts each channel's mean, and with it any bias; BN has its own.
             conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding, bias=False)
             layer_list += [conv, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
             channels_in = channels_out
-        # A layer that is an attribute is in the book: parameters(), to(device) and state_dict()
+        # A layer that is an attribute is registered: parameters(), to(device) and state_dict()
         # find it. In a plain Python list it would be overlooked, and never trained, moved or saved.
         self.body = nn.Sequential(*layer_list)
         self.head = nn.Conv2d(channels_in, 2 + class_count, kernel_size=1)
@@ -97,10 +100,11 @@ def match(label_2d_array: np.ndarray, picture_count: int, rows: int, columns: in
     label_2d_array: `[M, 4]`, a row a keypoint: picture, class id, x, y in px. Returns gt_offset
     `[N, 2, rows, columns]`, float32, px, and gt_class_id `[N, rows, columns]`, int64, 0 background.
 
-    A keypoint's own cell learns it, and where it lies within 8 px of a border or a corner so do the
-    cells on the other side: one label teaches one, two or four cells, and none must guess who is in
-    charge. YOLOv5 does likewise, FCOS and YOLOX in their way. Where keypoints compete for a cell,
-    the nearer wins: within 16 px of the prior in its own cell, farther away in any other.
+    The cell that a keypoint lies in learns it. Where it lies within 8 px of a border, the cell on
+    the other side learns it, too, since it looks much the same from there: one label teaches one,
+    two or four cells (YOLOv5 does likewise, FCOS and YOLOX in their way). Where two keypoints
+    compete for a cell, the nearer to the prior wins. So no cell is lost to a keypoint next door.
+    A keypoint may lie outside of the grid: it teaches those cells along the rim that it is near to.
 
     >>> gt_offset, gt_class_id = match(np.array([[0, 2, 39, 20]]), 1, 2, 3)
     >>> gt_class_id[0].tolist()  # it lies at row 0, column 1, near the border to column 0 ...
@@ -127,11 +131,11 @@ def match(label_2d_array: np.ndarray, picture_count: int, rows: int, columns: in
 
 
 def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0.5):
-    """Network output into keypoints, without NMS.
+    """Network output into keypoints. No boxes overlap here, so nothing needs NMS.
 
     Returns for each picture (keypoint_2d `[K, 2]`: x and y in px, class_id_1d `[K]`, score_1d
-    `[K]`: probability, 0 to 1). max_per_class: the most keypoints of one class in a picture of the
-    data set. Where it is 1, the best cell of each class answers; else every cell that is the best
+    `[K]`: probability, 0 to 1). max_per_class: the most keypoints that one class has in a picture
+    of the data set. Where it is 1, the best cell of each class answers; else every cell that is the best
     of itself and its eight neighbours. Either must reach the threshold.
     """
     # softmax makes probabilities of scores: exp(score) / sum of exp over the cell's classes. Scores

@@ -49,10 +49,10 @@ CROP = 128  # px; side of the squares that are cut out for training. A cell sees
 KEYPOINT_SHARE = 0.75  # of the crops lie round a keypoint, the others anywhere
 QUEUE_SIZE = 8  # batches; enough to bridge a slow one, and few megabytes
 LEARNING_RATE = 6e-3  # the largest
-WARM_UP = 0.025  # share of the run in which the learning rate rises to it
+WARM_UP = 0.025  # share of the run in which the learning rate rises from 0
 HALVINGS = 5  # of the learning rate, evenly over the run
 HALF = 0.5  # what a halving multiplies by
-LOCATION_LOSS = "L1"  # or "MSE": |error|, or its square, which cares little once errors are small
+LOCATION_LOSS = "L1"  # |error|; or "MSE", its square, which cares little about small errors
 U = 0.3  # weight of the confidence loss against the location loss
 HARD_NEGATIVES = 6  # background cells a crop that count: those with the largest loss
 AVERAGE_DECAY = 0.998  # of the moving average of the weights: it looks back over 500 updates
@@ -239,7 +239,7 @@ def detection_loss(output_4d, gt_offset_4d, gt_class_id_3d):
 
     output_4d `[N, 5, 4, 4]`, offsets in half cells; gt_offset_4d `[N, 2, 4, 4]` in px;
     gt_class_id_3d `[N, 4, 4]`. Because it is a mean over pictures, the mean of two half batches'
-    losses is the loss of the whole batch, and accumulated gradients are those of the whole.
+    losses is the loss of the whole batch, and so are the gradients (but BN has seen two halves).
     """
     is_positive_3d = gt_class_id_3d > 0  # [N, 4, 4], bool
     error_4d = output_4d[:, :2] - gt_offset_4d / model.OFFSET_UNIT  # [N, 2, 4, 4]
@@ -336,6 +336,7 @@ def update_average(average, network, update: int) -> None:
 
     BN's running mean and variance are averaged, too, since they must fit the averaged weights. At
     first the average looks back less far, or it would remember the random weights of the start.
+    state_dict() gives the tensors themselves, no copies: to change them changes the network.
     """
     decay = min(AVERAGE_DECAY, (update + 1) / (update + 10))
     for mean, now in zip(average.state_dict().values(), network.state_dict().values()):
@@ -347,7 +348,6 @@ def update_average(average, network, update: int) -> None:
 
 def mean_loss(loss_list, done: int) -> list[float]:
     """Mean location and confidence loss; a loss that is no number ends the run."""
-    # .tolist() fetches from the device, which makes a GPU wait: so not at every step.
     location, confidence = torch.stack(loss_list).mean(dim=0).tolist()
     if not np.isfinite(location + confidence):
         raise UserError(f"the loss is {location + confidence} at update {done}; the weights saved "
@@ -528,7 +528,7 @@ def draw_curves(path: Path, curve_dict) -> None:
 # ---------------------------------------------------------------- the program
 
 def draw_data_set(data_folder: Path) -> None:
-    """Start 01_prepare_data.py as a reader would; whoever is stopped takes it along."""
+    """Start 01_prepare_data.py as a reader would. If this script is stopped, that one is, too."""
     script = Path(__file__).resolve().parent / "01_prepare_data.py"
     process = subprocess.Popen([sys.executable, str(script), "--data", str(data_folder)])
     try:
