@@ -135,8 +135,8 @@ def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0
 
     Returns for each picture (keypoint_2d `[K, 2]`: x and y in px, class_id_1d `[K]`, score_1d
     `[K]`: probability, 0 to 1). max_per_class: the most keypoints that one class has in a picture
-    of the data set. Where it is 1, the best cell of each class answers; else every cell that is the best
-    of itself and its eight neighbours. Either must reach the threshold.
+    of the data set. Where it is 1, the best cell of each class answers; else every cell that is
+    the best of itself and its eight neighbours. Either must reach the threshold.
     """
     # softmax makes probabilities of scores: exp(score) / sum of exp over the cell's classes. Scores
     # 0, 3, 1 give 1 + 20.1 + 2.7 = 23.8, so 0.04, 0.84, 0.11. dim=1 is where the classes lie; over
