@@ -5,14 +5,15 @@
     python 04_evaluate.py --split train    # finds labels that are probably wrong
 
 Reads   data/weights.pt (else data/pretrained.pt), data/dataset.json and the arrays of the split.
-Writes  data/results/metrics.json, confusion.png, precision_recall.png, errors.png, worst.png
-        (metrics_val.json ... for another split than test); label_check.png for --split train.
-Time    about a minute on two CPU cores; a few seconds with --quick (no robustness, no shift test).
+Writes  data/results/metrics.json, confusion.png, precision_recall.png, errors.png, worst.png;
+        for another split metrics_val.json and so on, and label_check.png is train's worst.png.
+Time    about a minute on two CPU cores, three for train; with --quick (no robustness, no shift
+        test) a few seconds.
 See     precision and recall near 1, errors far below 3 px, and what a blind guess would get.
 Next    python 05_predict.py finds keypoints in pictures of your own.
 
-Choose a threshold on val, where precision_recall_val.png shows what it trades: one chosen on test
-looks better there than on any new picture.
+A threshold is chosen on val, where precision_recall_val.png shows what it trades. One chosen on
+test would look better there than on any new picture.
 """
 
 import argparse
@@ -36,8 +37,7 @@ from common import (CELL, COLOUR_LIST, DATA_FOLDER, Progress, UserError, command
 model = importlib.import_module("02_model")
 
 PAIR_RADIUS = 10.0  # px; a prediction farther than this from every label is a false alarm
-MOST_PICTURES = 300  # the robustness table looks at so many at most, evenly spaced
-SHIFT_PICTURES = 40  # likewise the shift test, at each of 32 shifts
+SHIFT_PICTURES = 40  # the shift test looks at so many at most, 32 times at each
 SPEED_RUNS = 40  # the median of so many is quoted; a machine has always something else to do
 SUSPICIOUS_ERROR = 4.0  # px; a label this far from its prediction is worth a look
 
@@ -84,34 +84,18 @@ def predict_all(network, images_4d_array, max_per_class):
 
 # ---- pairing
 
-class Outcome(NamedTuple):
-    """What became of a label and a prediction; one of them is None where the other is alone."""
-    kind: str  # "right", "confused", "missed" or "false alarm"
-    truth: Keypoint | None
-    prediction: Keypoint | None
-    distance: float | None = None  # px
+def pair(prediction_list, truth_list):
+    """Pair labels and predictions into (truth, prediction); each of both is in exactly one pair.
 
-    @property
-    def point(self):
-        return self.truth or self.prediction
-
-    @property
-    def cell(self):
-        """Row and column of the confusion matrix: class ids of truth and prediction; 0 for none."""
-        return (self.truth.class_id if self.truth else 0,
-                self.prediction.class_id if self.prediction else 0)
-
-
-def pair(prediction_list, truth_list, own_class_radius=PAIR_RADIUS):
-    """Pair predictions with labels; each of both is in exactly one of the Outcomes.
-
-    One to one, nearest first, at most 10 px apart: those of one class (right), then, among what is
-    left, those of two classes (confused). A label that is left is missed, a prediction that is
-    left is a false alarm. Everything below is counted from this list.
+    One to one, nearest first, at most 10 px apart: first those of one class (right), then, among
+    what is left, those of two classes (confused). What is still left is paired with background,
+    class 0, at its own place: such a label is missed, such a prediction is a false alarm. All that
+    follows is counted from these pairs.
 
     >>> near, far = Keypoint(0, 1, 50, 53), Keypoint(0, 1, 58, 50)
-    >>> [(o.kind, o.distance) for o in pair([far, near], [Keypoint(0, 1, 50, 50)])]
-    [('right', 3.0), ('false alarm', None)]
+    >>> pair_list = pair([far, near], [Keypoint(0, 1, 50, 50)])
+    >>> [(truth.class_id, prediction.class_id) for truth, prediction in pair_list]
+    [(0, 1), (1, 1)]
     """
     numbers_dict = {}  # picture -> the numbers of its labels
     for j, truth in enumerate(truth_list):
@@ -120,32 +104,36 @@ def pair(prediction_list, truth_list, own_class_radius=PAIR_RADIUS):
     for i, prediction in enumerate(prediction_list):
         for j in numbers_dict.get(prediction.picture, []):
             distance = prediction.distance_to(truth_list[j])
-            is_confused = prediction.class_id != truth_list[j].class_id
-            if distance <= (PAIR_RADIUS if is_confused else own_class_radius):
+            if distance <= PAIR_RADIUS:
+                is_confused = prediction.class_id != truth_list[j].class_id
                 candidate_list.append((is_confused, distance, i, j))
-    outcome_list = []
+    pair_list = []
     alone_dict, missed_dict = dict(enumerate(prediction_list)), dict(enumerate(truth_list))
-    for is_confused, distance, i, j in sorted(candidate_list):  # False comes before True
+    for _, _, i, j in sorted(candidate_list):  # False comes before True
         if i in alone_dict and j in missed_dict:
-            kind = "confused" if is_confused else "right"
-            outcome_list.append(Outcome(kind, missed_dict.pop(j), alone_dict.pop(i), distance))
-    outcome_list += [Outcome("missed", truth, None) for truth in missed_dict.values()]
-    outcome_list += [Outcome("false alarm", None, alone) for alone in alone_dict.values()]
-    return sorted(outcome_list, key=lambda outcome: outcome.point.picture)
+            pair_list.append((missed_dict.pop(j), alone_dict.pop(i)))
+    pair_list += [(truth, truth._replace(class_id=0)) for truth in missed_dict.values()]
+    pair_list += [(alone._replace(class_id=0), alone) for alone in alone_dict.values()]
+    return sorted(pair_list)  # by picture, a Keypoint's first value
+
+
+def only_right(pair_list):
+    return [(truth, prediction) for truth, prediction in pair_list
+            if truth.class_id == prediction.class_id]
 
 
 # ---- confusion matrix, precision and recall
 
-def confusion_matrix(outcome_list, picture_count, class_count):
-    """Rows truth, columns prediction, background (0) first.
+def confusion_matrix(pair_list, picture_count, class_count):
+    """Rows truth, columns prediction: misses in column 0, false alarms in row 0.
 
-    A miss stands in column 0, a false alarm in row 0. Background has no places that could be
-    counted, so [0][0] counts pictures: the empty ones in which nothing was predicted.
+    Background has no places that could be counted, so [0][0] counts pictures: the empty ones in
+    which nothing was predicted.
     """
     matrix_2d_array = np.zeros((class_count, class_count), int)
-    for outcome in outcome_list:
-        matrix_2d_array[outcome.cell] += 1
-    matrix_2d_array[0, 0] = picture_count - len({outcome.point.picture for outcome in outcome_list})
+    for truth, prediction in pair_list:
+        matrix_2d_array[truth.class_id, prediction.class_id] += 1
+    matrix_2d_array[0, 0] = picture_count - len({truth.picture for truth, _ in pair_list})
     return matrix_2d_array
 
 
@@ -170,8 +158,8 @@ def share(part, whole):
     return round(part / whole, 4) if whole else None
 
 
-def overall(outcome_list, class_count):
-    matrix_2d_array = confusion_matrix(outcome_list, 0, class_count)
+def overall(pair_list, class_count):
+    matrix_2d_array = confusion_matrix(pair_list, 0, class_count)
     return precision_recall(matrix_2d_array, list(range(1, class_count)))
 
 
@@ -187,22 +175,23 @@ def precision_recall_curve(all_list, truth_list, class_count):
 
 # ---- pixel error
 
+def right_errors(pair_list):
+    """Prediction minus truth of the right pairs: dx, dy in px, `[P, 2]`."""
+    error_list = [(prediction.x - truth.x, prediction.y - truth.y)
+                  for truth, prediction in only_right(pair_list)]
+    return np.array(error_list).reshape(-1, 2)
+
+
+def right_distances(pair_list):
+    return np.hypot(*right_errors(pair_list).T)  # [P]
+
+
 def mean_or_none(value_list, digits=3):
     return round(float(np.mean(value_list)), digits) if len(value_list) else None
 
 
 def percentile_or_none(value_list, percent):
     return round(float(np.percentile(value_list, percent)), 3) if len(value_list) else None
-
-
-def only_right(outcome_list):
-    return [outcome for outcome in outcome_list if outcome.kind == "right"]
-
-
-def right_errors(outcome_list):
-    """Prediction minus truth of the right pairs: dx, dy in px, `[P, 2]`."""
-    return np.array([(prediction.x - truth.x, prediction.y - truth.y)
-                     for _, truth, prediction, _ in only_right(outcome_list)]).reshape(-1, 2)
 
 
 def distance_to_best(prediction_list, truth_list):
@@ -214,23 +203,24 @@ def distance_to_best(prediction_list, truth_list):
                          for truth in truth_list if truth[:2] in best_dict])
 
 
-def summarise(outcome_list, all_list, truth_list, picture_count, category_list):
+def summarise(pair_list, all_list, truth_list, picture_count, category_list):
     """All of metrics.json that needs the predictions alone."""
-    matrix_2d_array = confusion_matrix(outcome_list, picture_count, len(category_list))
-    right_list = only_right(outcome_list)
+    matrix_2d_array = confusion_matrix(pair_list, picture_count, len(category_list))
     class_dict = {}
     for class_id, name in enumerate(category_list[1:], start=1):
-        own_list = [right.distance for right in right_list if right.truth.class_id == class_id]
-        error_dict = {"mean": mean_or_none(own_list), "p95": percentile_or_none(own_list, 95)}
-        class_dict[name] = {**precision_recall(matrix_2d_array, [class_id]), "error_px": error_dict}
+        own_1d_array = right_distances([(truth, prediction) for truth, prediction in pair_list
+                                        if truth.class_id == class_id])
+        class_dict[name] = precision_recall(matrix_2d_array, [class_id])
+        class_dict[name]["error_px"] = {"mean": mean_or_none(own_1d_array),
+                                        "p95": percentile_or_none(own_1d_array, 95)}
 
-    distance_1d_array = np.array([right.distance for right in right_list])
+    distance_1d_array = right_distances(pair_list)
     error_dict = {"mean": mean_or_none(distance_1d_array)}
     for name, percent in (("median", 50), ("p90", 90), ("p95", 95), ("p99", 99), ("max", 100)):
         error_dict[name] = percentile_or_none(distance_1d_array, percent)
     error_dict["within_3px"] = mean_or_none(distance_1d_array <= 3, 4)
-    bias_list = [mean_or_none(error_1d_array) for error_1d_array in right_errors(outcome_list).T]
-    error_dict["bias"] = bias_list if right_list else None
+    bias_list = [mean_or_none(error_1d_array) for error_1d_array in right_errors(pair_list).T]
+    error_dict["bias"] = bias_list if len(distance_1d_array) else None
     # DeepLabCut and Lightning Pose report the error over all labels: the best cell of the class
     # counts, however low its score. One cell cannot stand for several labels of a class, though.
     is_single = len({truth[:2] for truth in truth_list}) == len(truth_list)
@@ -239,7 +229,7 @@ def summarise(outcome_list, all_list, truth_list, picture_count, category_list):
     within_dict = {f"{radius}px": share(int((distance_1d_array <= radius).sum()), len(truth_list))
                    for radius in (2, 5, 10)}
     return {"images": picture_count, "classes": class_dict,
-            "overall": overall(outcome_list, len(category_list)),
+            "overall": overall(pair_list, len(category_list)),
             "confusion_matrix": matrix_2d_array.tolist(),
             "error_px": error_dict, "recall_within": within_dict}
 
@@ -287,21 +277,18 @@ CHANGE_DICT = {
 
 def robustness(network, about_dict, images_4d_array, truth_list, threshold):
     """Precision, recall and mean error under each slight change of the surroundings."""
-    every = math.ceil(len(images_4d_array) / MOST_PICTURES)
-    truth_list = [truth for truth in truth_list if truth.picture % every == 0]
     class_count, max_per_class = len(about_dict["category_list"]), about_dict["max_per_class"]
     progress = Progress(len(CHANGE_DICT), "robustness")
     result_dict = {}
     for name, change in CHANGE_DICT.items():
         prediction_list = []
-        for picture in range(0, len(images_4d_array), every):
-            changed = change(Image.fromarray(images_4d_array[picture]))
+        for picture, image_3d_array in enumerate(images_4d_array):
+            changed = change(Image.fromarray(image_3d_array))
             prediction_list += predict(network, changed, picture, max_per_class, threshold)
-        outcome_list = pair(prediction_list, truth_list)
-        rates = overall(outcome_list, class_count)
-        error = mean_or_none([right.distance for right in only_right(outcome_list)])
+        pair_list = pair(prediction_list, truth_list)
+        rates = overall(pair_list, class_count)
         result_dict[name] = {"precision": rates["precision"], "recall": rates["recall"],
-                             "mean_error_px": error}
+                             "mean_error_px": mean_or_none(right_distances(pair_list))}
         progress.show(len(result_dict))
     return result_dict
 
@@ -312,8 +299,7 @@ def shift_test(network, about_dict, images_4d_array, truth_list, threshold):
     Edge pixels are repeated, so that nothing leaves the picture. std_px: spread of one label's
     predictions round their mean; max_px: the farthest from it; lost: the share not found.
     """
-    labelled_list = sorted({truth.picture for truth in truth_list})
-    picture_list = labelled_list[::math.ceil(len(labelled_list) / SHIFT_PICTURES) or 1]
+    picture_list = sorted({truth.picture for truth in truth_list})[:SHIFT_PICTURES]
     progress = Progress(len(picture_list), "shift test")
     wanted, distance_list = 0, []
     for done, picture in enumerate(picture_list, start=1):
@@ -323,9 +309,10 @@ def shift_test(network, about_dict, images_4d_array, truth_list, threshold):
             margin_list = [(down, CELL - down), (right, CELL - right), (0, 0)]
             shifted = np.pad(images_4d_array[picture], margin_list, mode="edge")
             found_list = predict(network, shifted, picture, about_dict["max_per_class"], threshold)
-            back_list = [found._replace(x=found.x - right, y=found.y - down) for found in found_list]
-            for outcome in only_right(pair(back_list, list(places_dict))):
-                places_dict[outcome.truth].append(outcome.prediction[2:4])
+            back_list = [found._replace(x=found.x - right, y=found.y - down)
+                         for found in found_list]
+            for truth, back in only_right(pair(back_list, list(places_dict))):
+                places_dict[truth].append((back.x, back.y))
         for place_list in places_dict.values():
             wanted += CELL
             if place_list:
@@ -379,22 +366,18 @@ def new_plot(width, height, text=""):
 
 
 def draw_confusion(path, matrix_list, name_list):
-    """Colours: share of the labels in the row; of false alarms, of the predictions in the column.
-
-    [0][0] stays blank, since it counts pictures where all others count keypoints.
-    """
+    """Colours: share of the labels in a row; of false alarms, of the predictions in the column."""
     matrix_2d_array = np.array(matrix_list)
-    matrix_2d_array[0, 0] = 0
+    matrix_2d_array[0, 0] = 0  # stays blank: it counts pictures, all others keypoints
     share_2d_array = matrix_2d_array / np.maximum(matrix_2d_array.sum(axis=1, keepdims=True), 1)
     share_2d_array[0] = matrix_2d_array[0] / np.maximum(matrix_2d_array.sum(axis=0), 1)
     name_list = [name[:25] for name in name_list]
     side = 2 + 0.45 * max(4, len(name_list)) + 0.1 * max(map(len, name_list))
     figure, axes = new_plot(side, side, "".join(name_list))
-    axes.imshow(share_2d_array, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(share_2d_array, cmap="Blues", vmin=0, vmax=1.6)  # black text shows on every blue
     for (row, column), count in np.ndenumerate(matrix_2d_array):
         if count:
-            colour = "white" if share_2d_array[row, column] > 0.5 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=colour)
+            axes.text(column, row, str(count), ha="center", va="center")
     axes.set_xticks(range(len(name_list)), name_list, rotation=90, parse_math=False)
     axes.set_yticks(range(len(name_list)), name_list, parse_math=False)
     axes.set(xlabel="prediction (background: missed)", ylabel="truth (background: false alarm)")
@@ -422,81 +405,68 @@ def draw_errors(path, error_2d_array):
     save_figure(figure, path)
 
 
-def draw_cases(path, outcome_list, images_4d_array, file_list, name_list):
+def draw_cases(path, pair_list, images_4d_array, file_list, name_list):
     """Close-ups, three times as large: the label in white, the prediction in colour."""
-    sheet = Image.new("RGB", (5 * 207, max(1, math.ceil(len(outcome_list) / 5)) * 227), "white")
-    for number, outcome in enumerate(outcome_list):
-        left, top = int(outcome.point.x) - 33, int(outcome.point.y) - 33
-        keypoint_list = []
-        for point in filter(None, (outcome.truth, outcome.prediction)):
-            x, y = 3 * (point.x - left), 3 * (point.y - top)
-            colour = COLOUR_LIST[(point.class_id - 1) % len(COLOUR_LIST)]
-            keypoint_list.append({"class": name_list[point.class_id], "x": x, "y": y,
-                                  "box": [x - 45, y - 45, x + 45, y + 45],
-                                  "colour": "white" if point is outcome.truth else colour})
-        image = Image.fromarray(images_4d_array[outcome.point.picture])
+    sheet = Image.new("RGB", (5 * 207, max(1, math.ceil(len(pair_list) / 5)) * 227), "white")
+    for number, (truth, prediction) in enumerate(pair_list):
+        left, top = int(truth.x) - 33, int(truth.y) - 33
+        image = Image.fromarray(images_4d_array[truth.picture])
         image = image.crop((left, top, left + 67, top + 67)).resize((201, 201), Image.NEAREST)
-        title = f"{file_list[outcome.point.picture][-15:]}: {outcome.kind}"
-        title += f", {outcome.distance:.2f} px" if outcome.distance is not None else ""
+        colour = COLOUR_LIST[(prediction.class_id - 1) % len(COLOUR_LIST)]
+        keypoint_list = []
+        for point, ink in ((truth, "white"), (prediction, colour)):
+            x, y = 3 * (point.x - left), 3 * (point.y - top)
+            if point.class_id:
+                keypoint_list.append({"class": name_list[point.class_id], "x": x, "y": y,
+                                      "box": [x - 45, y - 45, x + 45, y + 45], "colour": ink})
         x, y = number % 5 * 207 + 3, number // 5 * 227 + 3
+        title = f"{file_list[truth.picture][-15:]}: {verdict(truth, prediction)}"
         ImageDraw.Draw(sheet).text((x, y), title, "black", ImageFont.load_default(13))
         sheet.paste(draw_keypoints(image, keypoint_list), (x, y + 20))
     with replacing(path) as temporary:
         sheet.save(temporary, "PNG")
 
 
-def worst_cases(outcome_list):
-    """Misses, false alarms and confusions first, then the largest errors."""
-    wrong_list = [outcome for outcome in outcome_list if outcome.kind != "right"]
-    right_list = sorted(only_right(outcome_list), key=lambda right: -right.distance)
+def verdict(truth, prediction):
+    if truth.class_id == prediction.class_id:
+        return f"{truth.distance_to(prediction):.2f} px off"
+    if prediction.class_id == 0:
+        return "missed"
+    return f"{'confused' if truth.class_id else 'false alarm'}, {prediction.score:.2f}"
+
+
+def worst_cases(pair_list):
+    """At most twenty pairs: wrong ones, the surest first, then those with the largest errors."""
+    wrong_list = [(truth, prediction) for truth, prediction in pair_list
+                  if truth.class_id != prediction.class_id]
+    wrong_list.sort(key=lambda pair: pair[1].score, reverse=True)
+    right_list = only_right(pair_list)
+    right_list.sort(key=lambda pair: pair[0].distance_to(pair[1]), reverse=True)
     return (wrong_list[:15] + right_list)[:20]
 
 
-# ---- labels that are probably wrong
-
-QUESTION_DICT = {"right": "moved?", "confused": "swapped?", "missed": "not there?",
-                 "false alarm": "missing?"}
-
-
-def suspicious_labels(outcome_list):
-    """Outcomes in which label and prediction disagree, the most suspicious first."""
-    # A label that was moved far is a miss and a false alarm: pair what is left at any distance.
-    paired_list = [outcome for outcome in outcome_list if outcome.truth and outcome.prediction]
-    paired_list += pair([outcome.prediction for outcome in outcome_list if not outcome.truth],
-                        [outcome.truth for outcome in outcome_list if not outcome.prediction],
-                        own_class_radius=math.inf)
-    suspicious_list = [outcome for outcome in paired_list
-                       if outcome.kind != "right" or outcome.distance > SUSPICIOUS_ERROR]
-    return sorted(suspicious_list, key=suspicion, reverse=True)
-
-
-def suspicion(outcome):
-    """How sure the network is, and how much is at odds with it."""
-    factor_dict = {"confused": 2, "false alarm": 1, "missed": 0.5,
-                   "right": (outcome.distance or 0) / PAIR_RADIUS}
-    score = outcome.prediction.score if outcome.prediction else 1
-    return score * factor_dict[outcome.kind]
-
-
-def print_suspicious(suspicious_list, file_list, category_list):
+def print_suspicious(pair_list, file_list, category_list):
+    suspicious_list = [(truth, prediction) for truth, prediction in pair_list
+                       if truth.class_id != prediction.class_id
+                       or truth.distance_to(prediction) > SUSPICIOUS_ERROR]
     print(f"\n{len(suspicious_list)} labels disagree with the predictions")
     if suspicious_list:
-        print("the first of them (close-ups in label_check.png; mend them in LabelImg):")
-    for outcome in suspicious_list[:20]:
-        picture, _, x, y, _ = outcome.point
-        label, prediction = (category_list[class_id] for class_id in outcome.cell)
-        text = f"{QUESTION_DICT[outcome.kind]} label {label}, prediction {prediction}"
-        text += f", score {outcome.prediction.score:.2f}" if outcome.prediction else ""
-        text += f", {outcome.distance:.1f} px apart" if outcome.kind == "right" else ""
-        print(f"  {file_list[picture]}  x {x:.0f} y {y:.0f}  {text}")
+        print("A false alarm may be a label that is missing, a miss one too many, a confusion two\n"
+              "swapped, an error of many px one that was moved. The worst (see label_check.png):")
+    for truth, prediction in worst_cases(suspicious_list):
+        place = f"{file_list[truth.picture]}  x {truth.x:.0f} y {truth.y:.0f}"
+        label, found = category_list[truth.class_id], category_list[prediction.class_id]
+        print(f"  {place}  label {label}, prediction {found}: {verdict(truth, prediction)}")
 
 
 # ---- report
 
 def print_row(name, value_list, width=10):
-    text_list = ["-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-                 for value in value_list]
-    print(f"{name[:20]:20}" + "".join(f"{text[:width - 1]:>{width}}" for text in text_list))
+    text = f"{name[:20]:20}"
+    for value in value_list:
+        value = "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+        text += f"{value[:width - 1]:>{width}}"
+    print(text)
 
 
 def print_report(metrics, category_list):
@@ -532,16 +502,16 @@ def load(data_folder, split):
     network, about_dict = model.load_weights(weights_path, pick_device())
     dataset_dict, array_dict = read_data_set(data_folder)
     known_list, category_list = about_dict["category_list"], dataset_dict["category_list"]
-    train_command = command("03_train.py", data_folder)
+    known_most, most = about_dict["max_per_class"], dataset_dict["max_per_class"]
+    fix = f"train on it with {command('03_train.py', data_folder)}"
     if known_list != category_list:
         raise UserError(f"{weights_path}: knows {known_list[1:]}, the data set has "
-                        f"{category_list[1:]}; train on it with {train_command}")
+                        f"{category_list[1:]}; {fix}")
     if not len(array_dict[split][0]):
         raise UserError(f"{data_folder}: {split} holds no picture; take another --split")
-    known_most, most = about_dict["max_per_class"], dataset_dict["max_per_class"]
     if known_most < most:
         print(f"these weights know at most {known_most} of a class in a picture, the data set "
-              f"holds {most}; train on it with {train_command}")
+              f"holds {most}; {fix}")
     return model.fold_batch_norm(network), about_dict, dataset_dict, array_dict
 
 
@@ -570,8 +540,8 @@ def main():
                   for picture, class_id, x, y in label_2d_array.tolist()]
 
     all_list = predict_all(network, images_4d_array, about_dict["max_per_class"])
-    outcome_list = pair([point for point in all_list if point.score >= options.threshold], truth_list)
-    metrics = summarise(outcome_list, all_list, truth_list, count, category_list)
+    pair_list = pair([point for point in all_list if point.score >= options.threshold], truth_list)
+    metrics = summarise(pair_list, all_list, truth_list, count, category_list)
     metrics["blind_guess"] = blind_guess(array_dict["train"][1], truth_list, count, category_list)
     metrics["speed"] = speed(network, about_dict, images_4d_array)
     metrics["robustness"], metrics["shift"] = {}, {}
@@ -590,14 +560,11 @@ def main():
     name_list, file_list = names_to_draw(category_list), dataset_dict[options.split]["file_list"]
     draw_curve(folder / f"precision_recall{suffix}.png", curve_2d_array, options.threshold)
     draw_confusion(folder / f"confusion{suffix}.png", metrics["confusion_matrix"], name_list)
-    draw_errors(folder / f"errors{suffix}.png", right_errors(outcome_list))
-    draw_cases(folder / f"worst{suffix}.png", worst_cases(outcome_list), images_4d_array,
-               file_list, name_list)
+    draw_errors(folder / f"errors{suffix}.png", right_errors(pair_list))
+    sheet = "label_check.png" if options.split == "train" else f"worst{suffix}.png"
+    draw_cases(folder / sheet, worst_cases(pair_list), images_4d_array, file_list, name_list)
     if options.split == "train":
-        suspicious_list = suspicious_labels(outcome_list)
-        print_suspicious(suspicious_list, file_list, category_list)
-        draw_cases(folder / "label_check.png", suspicious_list[:20], images_4d_array, file_list,
-                   name_list)
+        print_suspicious(pair_list, file_list, category_list)
     print(f"\nwrote metrics{suffix}.json and pictures to {folder}")
     print(f"next: {command('05_predict.py', options.data, 'PICTURE_OR_FOLDER')}")
 
