@@ -161,7 +161,7 @@ def print_parameters(row_list, network) -> None:
 
 
 def print_work(row_list, network, image_4d) -> None:
-    """3. WORK AND TIME of one picture: convolutions multiply, BN and ReLU only move numbers."""
+    """3. WORK AND TIME of one picture: in BN and ReLU moving costs more than work."""
     feature_4d, table_list = image_4d.float(), []
     for row in row_list:
         scratch_4d = feature_4d.clone()  # an in-place ReLU writes into it
@@ -201,9 +201,9 @@ def gradient_map(layer_list, crops_4d, jump: int) -> tuple[np.ndarray, float]:
     cell = feature_4d.shape[-1] // 2
     feature_4d[:, :, cell, cell].sum().backward()
     map_2d = crops_4d.grad.abs().mean(dim=(0, 1))  # [224, 224]
-    # Back to numpy: detach() leaves behind what backward would need, which numpy does not know;
-    # cpu() fetches the numbers from where the network lives, since numpy sees no card's memory.
-    return map_2d.detach().cpu().numpy(), (cell + 0.5) * jump
+    # Back to numpy: cpu() fetches the numbers from where the network lives, since numpy sees no
+    # card's memory. An output of the network would need detach() first, to let go of its graph.
+    return map_2d.cpu().numpy(), (cell + 0.5) * jump
 
 
 def side_with_share(map_2d_array: np.ndarray, share: float) -> int:
@@ -249,9 +249,9 @@ def print_receptive_field(row_list, image_3d_array, ground: str) -> tuple[np.nda
 
 
 def print_batch_norm(row_list, image_4d) -> None:
-    """5. BN BY ITSELF. In training it uses the mean and variance of its batch, here 4 and 20/4, and
-    moves its averages a tenth of the way: from 0 to 0.4, from 1 to 0.9 + 0.1 x 20/3 = 1.567. In
-    evaluation it uses these, and can be folded into the convolution before it (chapter 3).
+    """5. BN BY ITSELF. In training it uses its batch's mean and variance, of 1 3 5 7: 4 and 20/4 = 5.
+    It moves its averages a tenth of the way: 0 to 0.4, and 1 to 0.9 + 0.1 x 20/3 = 1.567 (there the
+    variance is divided by 3, not 4). In evaluation it uses these, and can be folded (chapter 3).
     """
     norm = nn.BatchNorm2d(1).requires_grad_(False)
     value_1d = torch.tensor([1.0, 3.0, 5.0, 7.0])
@@ -351,7 +351,7 @@ def print_memory(row_list, network, batch: int) -> None:
     network.train().zero_grad()  # away with the gradients of chapter 4
     images_4d = random_pictures(batch, *row_list[0]["in_shape"][1:]).to(pick_device())
     measured_list = saved_bytes([row["layer"] for row in row_list], images_4d)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0)  # it changes nothing
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.0)  # it changes nothing
     for _ in range(2):  # the first step makes gradients and averages, the second is as all others
         if images_4d.is_cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -362,7 +362,7 @@ def print_memory(row_list, network, batch: int) -> None:
     table_list = [
         ("weights", weights, bytes_of(parameter_list)),
         ("gradients, one a weight", weights, bytes_of(p.grad for p in parameter_list)),
-        ("AdamW: two averages a weight, a counter a tensor", 2 * weights + 4 * len(parameter_list),
+        ("Adam: two averages a weight, a counter a tensor", 2 * weights + 4 * len(parameter_list),
          bytes_of(tensor for state in state_list for tensor in state.values())),
         ("BN: two averages a channel, an int64 counter",
          sum(2 * 4 * row["out_shape"][0] + 8 for row in row_list if "BN" in row["name"]),
