@@ -249,7 +249,7 @@ def print_receptive_field(row_list, image_3d_array, ground: str) -> tuple[np.nda
 
 
 def print_batch_norm(row_list, image_4d) -> None:
-    """5. BN BY ITSELF. In training it uses its batch's mean and variance, of 1 3 5 7: 4 and 20/4 = 5.
+    """5. BN BY ITSELF. In training it uses its batch's mean and variance: of 1 3 5 7, 4 and 20/4.
     It moves its averages a tenth of the way: 0 to 0.4, and 1 to 0.9 + 0.1 x 20/3 = 1.567 (there the
     variance is divided by 3, not 4). In evaluation it uses these, and can be folded (chapter 3).
     """
