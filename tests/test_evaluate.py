@@ -20,7 +20,7 @@ FILES = ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg"]
 
 
 def points(*picture_list):
-    """Keypoints; for each picture a list of rows: class id, x, y[, score], the score 0.9 if not given."""
+    """Keypoints; for each picture a list of rows: class id, x, y[, score], by default 0.9."""
     return [Keypoint(picture, *row, *([0.9] if len(row) == 3 else []))
             for picture, row_list in enumerate(picture_list) for row in row_list]
 
@@ -45,7 +45,7 @@ def classes(pair_list):
     ([(1, 0, 0)], [(2, 3, 0)], {(0, 0)}),  # a confusion
     ([(1, 0, 0)], [(2, 3, 10)], set()),  # too far for one
     ([], [(1, 0, 0)], set()), ([(1, 0, 0)], [], set()), ([], [], set())])
-def test_predictions_and_labels_are_paired_one_to_one_own_class_first_nearest_first(found, truth, expected):
+def test_pairs_are_one_to_one_own_class_first_nearest_first(found, truth, expected):
     found_list, truth_list = points(found), points(truth)
     assert {(found_list.index(prediction), truth_list.index(truth))
             for truth, prediction in evaluate.pair(found_list, truth_list)
@@ -53,8 +53,8 @@ def test_predictions_and_labels_are_paired_one_to_one_own_class_first_nearest_fi
 
 
 def random_points(rng, pictures=4):
-    return points(*[[(int(rng.integers(1, 3)), *rng.uniform(0, 30, 2)) for _ in range(rng.integers(0, 8))]
-                    for _ in range(pictures)])
+    return points(*[[(int(rng.integers(1, 3)), *rng.uniform(0, 30, 2))
+                     for _ in range(rng.integers(0, 8))] for _ in range(pictures)])
 
 
 def test_each_prediction_and_each_label_is_in_exactly_one_pair():
@@ -67,7 +67,8 @@ def test_each_prediction_and_each_label_is_in_exactly_one_pair():
         for truth, found in pair_list:
             assert truth.picture == found.picture and (truth.class_id or found.class_id)
             distance = math.dist(truth[2:4], found[2:4])
-            assert distance <= evaluate.PAIR_RADIUS if truth.class_id and found.class_id else distance == 0
+            most = evaluate.PAIR_RADIUS if truth.class_id and found.class_id else 0
+            assert distance <= most
 
 
 def test_labels_that_are_equal_in_all_are_still_two():
@@ -76,7 +77,8 @@ def test_labels_that_are_equal_in_all_are_still_two():
 
 
 def test_keypoints_of_different_pictures_are_never_paired():
-    assert classes(evaluate.pair(points([], [(1, 5, 5)]), points([(1, 5, 5)], []))) == [(1, 0), (0, 1)]
+    pair_list = evaluate.pair(points([], [(1, 5, 5)]), points([(1, 5, 5)], []))
+    assert classes(pair_list) == [(1, 0), (0, 1)]
 
 
 # ---- confusion matrix, precision, recall
@@ -87,9 +89,10 @@ FOUND = points([(1, 10, 10), (2, 50, 50)],  # both right
                [],  # an empty picture left empty
                [],  # a miss
                [(2, 11, 10), (2, 13, 10)])  # one right and one too many
-TRUTH = points([(1, 10, 13), (2, 50, 46)], [(1, 10, 12)], [(1, 10, 10)], [], [(2, 7, 7)], [(2, 10, 10)])
+TRUTH = points([(1, 10, 13), (2, 50, 46)], [(1, 10, 12)], [(1, 10, 10)], [], [(2, 7, 7)],
+               [(2, 10, 10)])
 PAIRS = evaluate.pair(FOUND, TRUTH)
-MATRIX = [[1, 1, 1], [1, 1, 1], [1, 0, 2]]  # worked out by hand; rows truth: background, left, right
+MATRIX = [[1, 1, 1], [1, 1, 1], [1, 0, 2]]  # worked out by hand; rows: background, left, right
 
 
 def test_the_confusion_matrix_equals_one_worked_out_by_hand():
@@ -103,8 +106,10 @@ def test_the_matrix_counts_each_label_and_each_prediction_once():
 
 def test_precision_and_recall_of_a_class_come_from_its_column_and_row():
     matrix = np.array(MATRIX)
-    assert evaluate.precision_recall(matrix, [1]) == {"precision": 0.5, "recall": 0.3333, "f1": 0.4, "support": 3}
-    assert evaluate.precision_recall(matrix, [2]) == {"precision": 0.5, "recall": 0.6667, "f1": 0.5714, "support": 3}
+    left = {"precision": 0.5, "recall": 0.3333, "f1": 0.4, "support": 3}
+    right = {"precision": 0.5, "recall": 0.6667, "f1": 0.5714, "support": 3}
+    assert evaluate.precision_recall(matrix, [1]) == left
+    assert evaluate.precision_recall(matrix, [2]) == right
     both = {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 6}
     assert evaluate.precision_recall(matrix, [1, 2]) == evaluate.overall(PAIRS, 3) == both
 
@@ -124,8 +129,8 @@ def test_the_curve_holds_precision_and_recall_of_what_reaches_each_threshold():
     for threshold, precision, recall in curve:
         right = sum(score >= threshold for score in (0.7, 0.1))
         predictions = right + (0.3 >= threshold)
-        assert recall == right / 2
-        assert precision == pytest.approx(right / predictions, abs=1e-4) if predictions else np.isnan(precision)
+        expected = right / predictions if predictions else np.nan
+        assert recall == right / 2 and precision == pytest.approx(expected, abs=1e-4, nan_ok=True)
 
 
 @pytest.mark.parametrize("max_per_class", [1, 9])
@@ -135,8 +140,9 @@ def test_predictions_at_a_threshold_are_those_of_a_lower_one_whose_score_reaches
     images_4d_array = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
     all_list = evaluate.predict_all(network, images_4d_array, max_per_class)
     for threshold in (0.2, 0.3, 0.4):
-        found_list = [found for picture in range(2) for found in
-                      evaluate.predict(network, images_4d_array[picture], picture, max_per_class, threshold)]
+        found_list = []
+        for picture, image in enumerate(images_4d_array):
+            found_list += evaluate.predict(network, image, picture, max_per_class, threshold)
         assert found_list == [found for found in all_list if found.score >= threshold]
 
 
@@ -155,8 +161,8 @@ def test_the_summary_equals_one_worked_out_by_hand():
     result = summary()
     error = result["error_px"]
     assert result["images"] == 6 and result["confusion_matrix"] == MATRIX
-    assert (error["mean"], error["median"], error["max"]) == (2.667, 3, 4) and error["within_3px"] == 0.6667
-    assert error["bias"] == [0.333, 0.333]
+    assert (error["mean"], error["median"], error["max"]) == (2.667, 3, 4)
+    assert error["within_3px"] == 0.6667 and error["bias"] == [0.333, 0.333]
     assert error["p90"] == pytest.approx(3.8) and error["p99"] == pytest.approx(3.98)
     assert result["classes"]["left"]["error_px"] == {"mean": 3, "p95": 3}
     assert result["classes"]["right"]["error_px"]["mean"] == 2.5
@@ -172,7 +178,7 @@ def test_all_points_counts_each_label_with_its_classes_best_cell_whatever_the_sc
     right = [4, np.hypot(43, 43), np.hypot(40, 40)]
     expected = pytest.approx(np.mean(left + right), abs=1e-3)
     assert summary(all_list=best_list)["error_px"]["all_points"] == expected
-    worse_list = points(*[[(1, 99, 99, 0.05), (2, 9, 9, 0.01)]] * 6)  # more of a class: the best counts
+    worse_list = points(*[[(1, 99, 99, 0.05), (2, 9, 9, 0.01)]] * 6)  # the best of a class counts
     for all_list in (worse_list + best_list, best_list + worse_list):
         assert summary(all_list=all_list)["error_px"]["all_points"] == expected
 
@@ -196,7 +202,8 @@ def test_a_summary_without_any_prediction_or_label_holds_none():
 
 
 def test_the_blind_guess_answers_each_classs_median_place_in_the_training_split():
-    label_2d_array = np.array([(0, 1, 10, 10), (1, 1, 12, 30), (2, 1, 90, 20), (0, 2, 50, 50)], np.float32)
+    label_list = [(0, 1, 10, 10), (1, 1, 12, 30), (2, 1, 90, 20), (0, 2, 50, 50)]
+    label_2d_array = np.array(label_list, np.float32)
     truth_list = points([(1, 12, 24), (2, 80, 10)], [])  # the medians are (12, 20) and (50, 50)
     guess = evaluate.blind_guess(label_2d_array, truth_list, 2, CATEGORIES)
     # Four guesses, one right; errors 4 and 50.
@@ -228,7 +235,8 @@ def seen_pictures():
 def test_predictions_hold_picture_class_place_and_score_and_each_class_without_a_threshold():
     images_4d_array, truth_list = seen_pictures()
     found_list = evaluate.predict(SEES, images_4d_array[0], 0, 1, 0.5)
-    assert np.allclose([found[:4] for found in found_list], [truth[:4] for truth in truth_list[:2]], atol=1e-3)
+    expected_list = [truth[:4] for truth in truth_list[:2]]
+    assert np.allclose([found[:4] for found in found_list], expected_list, atol=1e-3)
     assert all(found.score > 0.99 for found in found_list)
     found, = evaluate.predict(SEES, images_4d_array[1], 7, 1, 0.5)
     assert found[:2] == (7, 1)
@@ -250,7 +258,7 @@ def test_the_shift_test_gives_zero_for_a_network_that_moves_its_answer_with_the_
 
 def test_the_shift_test_shows_an_answer_that_depends_on_the_place_in_the_cell():
     result = evaluate.shift_test(Sees(snap=8).eval(), ABOUT, *seen_pictures(), 0.5)
-    # Over 32 shifts the answer lies evenly 0.5 to 7.5 px off: sqrt((64 - 1) / 12) px in x, and in y.
+    # Over 32 shifts it lies evenly 0.5 to 7.5 px off: sqrt((64 - 1) / 12) px in x, and in y.
     assert result["std_px"] == pytest.approx(np.sqrt(2 * 63 / 12), abs=0.01) and result["lost"] == 0
     assert 3.5 < result["max_px"] <= 3.5 * np.sqrt(2) + 0.01
 
@@ -269,14 +277,16 @@ def test_the_robustness_table_has_a_row_a_change_and_the_unchanged_row_is_right(
     result = evaluate.robustness(SEES, ABOUT, *seen_pictures(), 0.5)
     assert list(result) == list(evaluate.CHANGE_DICT)
     unchanged = result["as it is"]
-    assert unchanged["precision"] == unchanged["recall"] == 1 and unchanged["mean_error_px"] <= 0.001
-    assert any(row["recall"] == 0 for row in result.values())  # one white pixel does not survive them all
+    assert unchanged["precision"] == unchanged["recall"] == 1
+    assert unchanged["mean_error_px"] <= 0.001
+    assert any(row["recall"] == 0 for row in result.values())  # a pixel does not survive them all
 
 
 def test_the_shift_test_asks_for_so_many_pictures_at_most_each_32_times(monkeypatch):
     monkeypatch.setattr(evaluate, "SHIFT_PICTURES", 3)
     asked_list = []
-    monkeypatch.setattr(evaluate, "predict", lambda network, image, picture, *rest: asked_list.append(picture) or [])
+    monkeypatch.setattr(evaluate, "predict", lambda network, image, picture, *rest:
+                        asked_list.append(picture) or [])
     truth_list = points([], *[[(1, 40.5, 33.5)]] * 6)
     evaluate.shift_test(SEES, ABOUT, np.zeros((7, 64, 64, 3), np.uint8), truth_list, 0.5)
     assert sorted(asked_list) == [1] * 32 + [2] * 32 + [3] * 32
@@ -294,8 +304,9 @@ def test_a_change_of_the_surroundings_keeps_size_and_place_and_repeats(name):
     assert abs(np.median(row) - 23.5) <= 1 and abs(np.median(column) - 31.5) <= 1
 
 
-@pytest.mark.parametrize("name, expected", [("warmer", (108, 100, 90)), ("cooler", (92, 100, 110)),
-                                            ("darker, x 0.8", (80, 80, 80)), ("brighter, x 1.2", (120, 120, 120))])
+@pytest.mark.parametrize("name, expected", [
+    ("warmer", (108, 100, 90)), ("cooler", (92, 100, 110)),
+    ("darker, x 0.8", (80, 80, 80)), ("brighter, x 1.2", (120, 120, 120))])
 def test_light_and_colour_change_by_the_factors_that_are_told(name, expected):
     changed = evaluate.CHANGE_DICT[name](Image.new("RGB", (4, 4), (100, 100, 100)))
     assert np.abs(np.asarray(changed)[0, 0].astype(int) - expected).max() <= 1
@@ -307,7 +318,8 @@ def test_the_speed_report_holds_plausible_numbers(monkeypatch):
     result = evaluate.speed(network, ABOUT, np.zeros((1, 64, 96, 3), np.uint8))
     assert 0 < result["network_ms"] and 0 < result["decode_ms"] < result["picture_ms"] < 1000
     assert result["pictures_per_second"] == pytest.approx(1000 / result["picture_ms"], rel=0.02)
-    assert result["floor_ms"] == pytest.approx(result["multiply_adds"] / result["matmul_rate"] / 1e6, abs=0.01, rel=0.1)
+    floor_ms = result["multiply_adds"] / result["matmul_rate"] / 1e6
+    assert result["floor_ms"] == pytest.approx(floor_ms, abs=0.01, rel=0.1)
     counted = 0
 
     def count(layer, inputs, output):
@@ -326,21 +338,24 @@ def test_the_speed_report_holds_plausible_numbers(monkeypatch):
 
 def test_suspicious_labels_are_moved_swapped_missing_and_not_there(capsys):
     found_list = points(*[[(1, 10, 10)]] * 4, [], [(1, 10, 10)])
-    truth_list = points([(1, 10, 10.5)], [(1, 17, 10)], [(1, 80, 10)], [(2, 11, 10)], [(2, 5, 5)], [])
+    truth_list = points([(1, 10, 10.5)], [(1, 17, 10)], [(1, 80, 10)], [(2, 11, 10)], [(2, 5, 5)],
+                        [])
     evaluate.print_suspicious(evaluate.pair(found_list, truth_list), FILES, CATEGORIES)
     head, *line_list = capsys.readouterr().out.strip().split("\n")
     assert "6 labels disagree" in head
     text_list = [line.strip() for line in line_list if line.split()[0] in FILES]
+    false_alarm = "label background, prediction left: false alarm, 0.90"
     assert sorted(text_list) == ["b.jpg  x 17 y 10  label left, prediction left: 7.00 px off",
-                                 "c.jpg  x 10 y 10  label background, prediction left: false alarm, 0.90",
+                                 f"c.jpg  x 10 y 10  {false_alarm}",
                                  "c.jpg  x 80 y 10  label left, prediction background: missed",
                                  "d.jpg  x 11 y 10  label right, prediction left: confused, 0.90",
                                  "e.jpg  x 5 y 5  label right, prediction background: missed",
-                                 "f.jpg  x 10 y 10  label background, prediction left: false alarm, 0.90"]
+                                 f"f.jpg  x 10 y 10  {false_alarm}"]
 
 
 def test_where_no_label_disagrees_nothing_is_announced(capsys):
-    evaluate.print_suspicious(evaluate.pair(points([(1, 5, 5)]), points([(1, 5, 8.9)])), FILES, CATEGORIES)
+    pair_list = evaluate.pair(points([(1, 5, 5)]), points([(1, 5, 8.9)]))
+    evaluate.print_suspicious(pair_list, FILES, CATEGORIES)
     output = capsys.readouterr().out
     assert "0 labels disagree" in output and "worst" not in output and ":" not in output
 
@@ -348,9 +363,10 @@ def test_where_no_label_disagrees_nothing_is_announced(capsys):
 # ---- pictures and report
 
 def test_the_worst_cases_are_the_wrong_ones_and_then_the_largest_errors():
-    text_list = [f"{truth.picture}: {evaluate.verdict(truth, found)}" for truth, found in evaluate.worst_cases(PAIRS)]
-    assert sorted(text_list[:5]) == ["1: confused, 0.90", "2: false alarm, 0.90", "2: missed", "4: missed",
-                                     "5: false alarm, 0.90"]
+    text_list = [f"{truth.picture}: {evaluate.verdict(truth, found)}"
+                 for truth, found in evaluate.worst_cases(PAIRS)]
+    assert sorted(text_list[:5]) == ["1: confused, 0.90", "2: false alarm, 0.90", "2: missed",
+                                     "4: missed", "5: false alarm, 0.90"]
     assert text_list[5:] == ["0: 4.00 px off", "0: 3.00 px off", "5: 1.00 px off"]
 
 
@@ -370,23 +386,27 @@ def test_of_many_worst_cases_twenty_are_shown_five_of_them_errors():
 def figure_list(monkeypatch):
     """The figures that would have been saved, drawn."""
     result_list = []
-    monkeypatch.setattr(evaluate, "save_figure", lambda figure, path: (figure.canvas.draw(), result_list.append(figure)))
+    monkeypatch.setattr(evaluate, "save_figure", lambda figure, path: result_list.append(figure))
     yield result_list
     for figure in result_list:
         evaluate.pyplot().close(figure)
 
 
-@pytest.mark.parametrize("names", [["background", "left", "right"], ["background", "$\\frac$", "a_$b$^{c"],
-                                   ["background", "name " * 30, "n" * 200],
-                                   ["background", *(f"part {number} of a mouse" for number in range(17))]])
+@pytest.mark.parametrize("names", [
+    ["left", "right"], ["$\\frac$", "a_$b$^{c"], ["name " * 30, "n" * 200],
+    [f"part {number} of a mouse" for number in range(17)]])
 @pytest.mark.filterwarnings("error")
-def test_the_confusion_picture_keeps_its_axis_titles_whatever_the_classes_are_called(figure_list, names):
-    evaluate.draw_confusion("confusion.png", np.eye(len(names), dtype=int).tolist(), names)
+def test_the_confusion_picture_keeps_its_titles_whatever_classes_are_called(figure_list, names):
+    matrix_list = np.eye(1 + len(names), dtype=int).tolist()
+    evaluate.draw_confusion("confusion.png", matrix_list, ["background", *names])
     figure, = figure_list
+    figure.canvas.draw()
     axes, = figure.axes
-    for text in (axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *axes.get_yticklabels()):
+    tick_list = axes.get_xticklabels() + axes.get_yticklabels()
+    for text in (axes.xaxis.label, axes.yaxis.label, *tick_list):
         box = text.get_window_extent()
-        assert text.get_text() and figure.bbox.contains(box.x0, box.y0) and figure.bbox.contains(box.x1, box.y1)
+        assert text.get_text() and figure.bbox.contains(box.x0, box.y0)
+        assert figure.bbox.contains(box.x1, box.y1)
     assert axes.bbox.width > 100
 
 
@@ -394,11 +414,12 @@ def test_the_confusion_picture_shows_each_count_but_that_of_the_pictures(figure_
     matrix_list = [[23, 1, 0], [2, 30, 4], [5, 6, 40]]
     evaluate.draw_confusion("confusion.png", matrix_list, CATEGORIES)
     axes, = figure_list[0].axes
-    text_dict = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axes.texts}
-    assert text_dict == {(row, column): str(count) for row, count_list in enumerate(matrix_list)
-                         for column, count in enumerate(count_list) if count and (row, column) != (0, 0)}
+    text_dict = {text.get_position()[::-1]: text.get_text() for text in axes.texts}
+    assert text_dict == {(0, 1): "1", (1, 0): "2", (1, 1): "30", (1, 2): "4",
+                         (2, 0): "5", (2, 1): "6", (2, 2): "40"}
     share = axes.images[0].get_array()
-    assert share[0, 0] == 0 and share[1, 1] == pytest.approx(30 / 36) and share[0, 1] == pytest.approx(1 / 37)
+    assert share[1, 1] == pytest.approx(30 / 36)
+    assert share[0, 0] == 0 and share[0, 1] == pytest.approx(1 / 37)
     assert matrix_list[0][0] == 23  # what goes into metrics.json stays
 
 
@@ -412,34 +433,39 @@ def test_the_curve_and_the_errors_are_drawn_as_they_are(figure_list):
     assert list(recall.get_ydata()) == [1, 0.5, 0] and set(threshold.get_xdata()) == {0.5}
     axes, = figure_list[1].axes
     assert axes.collections[0].get_offsets().tolist() == [[0.5, -0.25], [3, 1]]
-    assert axes.get_xlim() == (-3, 3) and axes.get_ylim() == (3, -3)  # y points down, as in a picture
+    assert axes.get_xlim() == (-3, 3) and axes.get_ylim() == (3, -3)  # y points down
 
 
 @pytest.mark.filterwarnings("error")
 def test_plots_and_close_ups_are_drawn_where_nothing_was_found(tmp_path):
     pair_list = evaluate.pair([], points([(1, 3, 3)]))
     evaluate.draw_errors(tmp_path / "errors.png", evaluate.right_errors(pair_list))
-    evaluate.draw_curve(tmp_path / "curve.png", evaluate.precision_recall_curve([], points([(1, 3, 3)]), 3), 0.5)
-    evaluate.draw_confusion(tmp_path / "confusion.png", [[0, 0, 0], [1, 0, 0], [0, 0, 0]], CATEGORIES)
+    curve_2d_array = evaluate.precision_recall_curve([], points([(1, 3, 3)]), 3)
+    evaluate.draw_curve(tmp_path / "curve.png", curve_2d_array, 0.5)
+    matrix_list = [[0, 0, 0], [1, 0, 0], [0, 0, 0]]
+    evaluate.draw_confusion(tmp_path / "confusion.png", matrix_list, CATEGORIES)
     images_4d_array = np.zeros((1, 64, 64, 3), np.uint8)
     for number, case_list in enumerate((pair_list, [])):
-        evaluate.draw_cases(tmp_path / f"cases {number}.png", case_list, images_4d_array, FILES, CATEGORIES)
+        path = tmp_path / f"cases {number}.png"
+        evaluate.draw_cases(path, case_list, images_4d_array, FILES, CATEGORIES)
     for name in ("errors", "curve", "confusion", "cases 0", "cases 1"):
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.width > 100
 
 
-def test_a_close_up_shows_the_label_in_white_and_the_prediction_in_its_colour_where_they_lie(tmp_path, monkeypatch):
+def test_a_close_up_shows_label_in_white_and_prediction_in_colour(tmp_path, monkeypatch):
     drawn_list = []
     monkeypatch.setattr(evaluate, "draw_keypoints", lambda image, keypoint_list:
                         drawn_list.append((image, keypoint_list)) or image)
     images_4d_array = np.zeros((2, 200, 200, 3), np.uint8)
     images_4d_array[1, 100, 50] = 255
     pair_list = evaluate.pair(points([], [(2, 53.5, 100.5)]), points([], [(1, 50.5, 100.5)]))
-    evaluate.draw_cases(tmp_path / "cases.png", pair_list, images_4d_array, FILES, ["background", "one", "two"])
+    names = ["background", "one", "two"]
+    evaluate.draw_cases(tmp_path / "cases.png", pair_list, images_4d_array, FILES, names)
     (image, (truth, found)), = drawn_list
     row, column = np.nonzero(np.asarray(image)[:, :, 0])
-    assert (truth["x"], truth["y"]) == (column.mean() + 0.5, row.mean() + 0.5)  # in the middle of its pixel
+    middle = column.mean() + 0.5, row.mean() + 0.5  # of the white pixel
+    assert (truth["x"], truth["y"]) == middle
     assert (found["x"] - truth["x"], found["y"] - truth["y"]) == (9, 0)  # three times as large
     assert (truth["class"], truth["colour"], found["class"]) == ("one", "white", "two")
     assert found["colour"] == evaluate.COLOUR_LIST[1]
@@ -449,7 +475,8 @@ def test_the_report_can_be_printed_where_there_is_nothing_to_report(capsys, monk
     monkeypatch.setattr(evaluate, "SPEED_RUNS", 1)
     metrics = summary([], [], [], 1)
     metrics["blind_guess"] = {"precision": None, "recall": None, "error_px": None}
-    metrics["speed"] = evaluate.speed(model.KeypointNet(3).eval(), ABOUT, np.zeros((1, 64, 64, 3), np.uint8))
+    network, images_4d_array = model.KeypointNet(3).eval(), np.zeros((1, 64, 64, 3), np.uint8)
+    metrics["speed"] = evaluate.speed(network, ABOUT, images_4d_array)
     metrics["robustness"] = {"as it is": {"precision": None, "recall": None, "mean_error_px": None}}
     metrics["shift"] = {"std_px": None, "max_px": None, "lost": None}
     evaluate.print_report(metrics, CATEGORIES)
@@ -464,7 +491,8 @@ def make_data_set(folder, category_list=CATEGORIES, max_per_class=1, val_count=3
     images_4d_array, truth_list = seen_pictures()
     label_2d_array = np.array([truth[:4] for truth in truth_list], np.float32)
     folder.mkdir(parents=True)
-    dataset_dict = {"category_list": category_list, "box_size": [30, 30], "max_per_class": max_per_class}
+    dataset_dict = {"category_list": category_list, "box_size": [30, 30],
+                    "max_per_class": max_per_class}
     for split in ("train", "val", "test"):
         count = val_count if split == "val" else 3
         np.save(folder / f"{split}_images.npy", images_4d_array[:count])
@@ -477,7 +505,7 @@ def make_data_set(folder, category_list=CATEGORIES, max_per_class=1, val_count=3
 
 @pytest.fixture
 def knowing(monkeypatch):
-    """04 finds what the pictures hold; weights know the categories of CATEGORIES or those set here."""
+    """04 finds what the pictures hold; the dict is what the weights know of their data."""
     about_dict = dict(ABOUT)
     monkeypatch.setattr(model, "load_weights", lambda path, device: (SEES, about_dict))
     monkeypatch.setattr(model, "fold_batch_norm", lambda network: network)
@@ -506,17 +534,20 @@ def test_each_split_has_metrics_and_pictures_of_its_own(knowing, tmp_path, monke
         own_set = {name.replace(".", f"{suffix}.") for name in name_list}
         if split == "train":
             own_set = own_set - {"worst_train.png"} | {"label_check.png"}
-        after_dict = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in results.iterdir()}
+        after_dict = {path.name: (path.stat().st_mtime_ns, path.read_bytes())
+                      for path in results.iterdir()}
         assert set(after_dict) - set(before_dict) == own_set
         assert before_dict.items() <= after_dict.items()  # nothing of another split was touched
         before_dict = after_dict
     metrics = json.loads((results / "metrics_val.json").read_text(encoding="utf-8"))
     assert metrics["overall"] == {"precision": 1, "recall": 1, "f1": 1, "support": 3}
     assert metrics["confusion_matrix"] == [[1, 0, 0], [0, 2, 0], [0, 0, 1]]
-    assert metrics["recall_within"] == {"2px": 1, "5px": 1, "10px": 1} and metrics["error_px"]["all_points"] <= 0.001
+    assert metrics["recall_within"] == {"2px": 1, "5px": 1, "10px": 1}
+    assert metrics["error_px"]["all_points"] <= 0.001
 
 
-def test_the_blind_guess_learns_from_train_whatever_split_is_judged(knowing, no_pictures, tmp_path, monkeypatch):
+def test_the_blind_guess_learns_from_train_whatever_split_is_judged(
+        knowing, no_pictures, tmp_path, monkeypatch):
     data = make_data_set(tmp_path / "data")
     np.save(data / "train_labels.npy", np.array([(0, 2, 100.5, 67.5)], np.float32))
     run(monkeypatch, "--data", data, "--split", "val")
@@ -537,7 +568,8 @@ def test_weights_that_know_fewer_of_a_class_than_the_data_holds_are_told_in_the_
         knowing, no_pictures, tmp_path, monkeypatch, capsys):
     run(monkeypatch, "--data", make_data_set(tmp_path / "nine", max_per_class=9))
     first, second, *_ = capsys.readouterr().out.split("\n")
-    assert first.startswith("using ") and " 1 " in second and "9" in second and "03_train.py" in second
+    assert first.startswith("using ")
+    assert " 1 " in second and "9" in second and "03_train.py" in second
     knowing["max_per_class"] = 9
     for most in (9, 2):
         run(monkeypatch, "--data", make_data_set(tmp_path / f"at most {most}", max_per_class=most))
@@ -551,14 +583,18 @@ def test_a_split_without_a_picture_ends_in_a_sentence(knowing, tmp_path, monkeyp
 
 
 @pytest.mark.filterwarnings("error")
-def test_class_names_without_letters_in_any_font_are_drawn_as_numbers(knowing, tmp_path, monkeypatch):
+def test_class_names_without_letters_in_any_font_are_drawn_as_numbers(
+        knowing, tmp_path, monkeypatch):
     names = ["background", "左眼", "𓂀 eye"]
     knowing["category_list"] = names
     monkeypatch.setattr(evaluate, "names_to_draw", lambda category_list: ["background", "1", "2"])
-    drawn_set = set()
-    draw_keypoints = evaluate.draw_keypoints
-    monkeypatch.setattr(evaluate, "draw_keypoints", lambda image, keypoint_list: (
-        drawn_set.update(k.get("label", k["class"]) for k in keypoint_list) or draw_keypoints(image, keypoint_list)))
+    drawn_set, draw_keypoints = set(), evaluate.draw_keypoints
+
+    def draw(image, keypoint_list):
+        drawn_set.update(keypoint["class"] for keypoint in keypoint_list)
+        return draw_keypoints(image, keypoint_list)
+
+    monkeypatch.setattr(evaluate, "draw_keypoints", draw)
     data = make_data_set(tmp_path / "data", names)
     run(monkeypatch, "--data", data, "--split", "train")
     assert drawn_set == {"1", "2"}
@@ -566,7 +602,8 @@ def test_class_names_without_letters_in_any_font_are_drawn_as_numbers(knowing, t
     assert list(metrics["classes"]) == names[1:]
 
 
-def test_weights_of_other_classes_end_in_a_sentence_with_the_command_that_helps(knowing, tmp_path, monkeypatch):
+def test_weights_of_other_classes_end_in_a_sentence_with_the_command_that_helps(
+        knowing, tmp_path, monkeypatch):
     data = make_data_set(tmp_path / "data", ["background", "nose", "mouth"])
     code, sentence = call_main(evaluate, monkeypatch, "--data", data)
     assert code == 1
