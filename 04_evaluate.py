@@ -56,13 +56,10 @@ class Keypoint(NamedTuple):
         return math.hypot(self.x - other.x, self.y - other.y)
 
 
-@torch.inference_mode()  # nothing is kept for a backward pass
 def predict(network, image_3d_array, picture, max_per_class, threshold):
     """The Keypoints that the network finds in one picture, uint8 `[H, W, 3]`."""
-    assert not network.training, "in training mode BN uses the picture's own mean: call eval()"
-    image_3d = torch.from_numpy(np.array(image_3d_array))  # a copy: the data set is read-only
-    image_4d = image_3d.to(network.head.weight.device).permute(2, 0, 1)[None]  # [1, 3, 1920, 320]
-    result, = model.decode(network(image_4d), max_per_class, threshold)
+    output_4d = model.answer(network, np.asarray(image_3d_array))  # [1, 5, 60, 10]
+    result, = model.decode(output_4d, max_per_class, threshold)
     place_list, class_id_list, score_list = (tensor.tolist() for tensor in result)
     return [Keypoint(picture, class_id, x, y, score)
             for (x, y), class_id, score in zip(place_list, class_id_list, score_list)]

@@ -102,7 +102,8 @@ def read_data_set(folder: Path) -> tuple[dict, dict]:
             path = folder / f"{split}_labels.npy"
             label_2d_array = np.load(path)
             expected = len(dataset_dict[split]["file_list"])
-            if len(images_4d_array) != expected or label_2d_array.shape[1:] != (4,):
+            is_whole = images_4d_array.ndim == 4 and len(images_4d_array) == expected
+            if not is_whole or label_2d_array.shape[1:] != (4,):
                 raise ValueError("does not fit dataset.json")
             array_dict[split] = images_4d_array, label_2d_array
     except (ValueError, EOFError, TypeError, KeyError) as error:
