@@ -12,8 +12,8 @@ Time    four to five minutes on two CPU cores, and a minute for drawing.
 See     a loss that falls; both of its parts fall, on the validation split too.
 Next    python 04_evaluate.py says how good the result is.
 
-Words: a step is one forward and backward pass over one batch; an update changes the weights and
-follows every second step; an epoch is as many crops as the training split has pictures.
+Words: a step is one forward and backward pass over one batch; an update changes the weights after
+every STEPS_PER_UPDATE steps; an epoch is as many crops as the training split has pictures.
 """
 
 import argparse
