@@ -318,8 +318,7 @@ def look_at_what_is_left(data, before, after):
     path = data / "dataset.json"
     if b'"train"' in left[path]:  # where it is whole, all beside it belongs to it
         whole = before if left[path] == before[path] else after
-        assert all(left[path] == whole[path] for path in whole
-                   if path.suffix in (".npy", ".json") and path.parent == data)
+        assert all(left[path] == whole[path] for path in [path, *data.glob("*.npy")])
         common.read_data_set(data)
     assert not lost_set
     assert all(left[path] == raw for path, raw in before.items() if path.suffix == ".pt")
