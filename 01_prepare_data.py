@@ -339,9 +339,9 @@ def check_place(data_folder: Path, is_drawn: bool) -> None:
     path_list += data_folder.glob("images/*") if is_drawn else []
     for path in path_list:
         if path.exists():
-            raise UserError(f"{path}: was not {'drawn' if is_drawn else 'made'} by this script, which "
-                            "would overwrite it; choose another folder with --data (your own "
-                            "pictures are read with --source)")
+            raise UserError(f"{path}: was not {'drawn' if is_drawn else 'made'} by this script and "
+                            "would be lost; choose another folder with --data (pictures of your own "
+                            "are read with --source)")
 
 
 def contact_sheet(data_folder: Path, dataset_dict: dict) -> Image.Image:
