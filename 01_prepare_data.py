@@ -340,7 +340,7 @@ def check_place(data_folder: Path, is_drawn: bool) -> None:
     for path in path_list:
         if path.exists():
             raise UserError(f"{path}: was not {'drawn' if is_drawn else 'made'} by this script and "
-                            "would be lost; choose another folder with --data (pictures of your own "
+                            "would be lost; choose another folder with --data (your own pictures "
                             "are read with --source)")
 
 
