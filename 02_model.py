@@ -102,7 +102,7 @@ def match(label_2d_array: np.ndarray, picture_count: int, rows: int, columns: in
 
     The cell that a keypoint lies in learns it. Where it lies within 8 px of a border, the cell on
     the other side learns it, too, since it looks much the same from there: one label teaches one,
-    two or four cells (YOLOv5 does likewise, FCOS and YOLOX in their way). Where two keypoints
+    two or four cells (YOLOv5 does nearly so, FCOS and YOLOX in their way). Where two keypoints
     compete for a cell, the nearer to the prior wins. So no cell is lost to a keypoint next door.
     A keypoint may lie outside of the grid: it teaches those cells along the rim that it is near to.
 
@@ -131,7 +131,7 @@ def match(label_2d_array: np.ndarray, picture_count: int, rows: int, columns: in
 
 
 def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0.5):
-    """Network output into keypoints. No boxes overlap here, so nothing needs NMS.
+    """Network output into keypoints, without comparing boxes (NMS).
 
     Returns for each picture (keypoint_2d `[K, 2]`: x and y in px, class_id_1d `[K]`, score_1d
     `[K]`: probability, 0 to 1). max_per_class: the most keypoints that one class has in a picture
