@@ -527,6 +527,12 @@ def draw_curves(path: Path, curve_dict) -> None:
 
 # ---------------------------------------------------------------- the program
 
+def is_prepared(data_folder: Path) -> bool:
+    """Did 01_prepare_data.py come to its end here? It completes dataset.json last."""
+    path = data_folder / "dataset.json"
+    return path.is_file() and '"train"' in path.read_text(encoding="utf-8", errors="replace")
+
+
 def draw_data_set(data_folder: Path) -> None:
     """Start 01_prepare_data.py as a reader would. If this script is stopped, that one is, too."""
     script = Path(__file__).resolve().parent / "01_prepare_data.py"
@@ -555,7 +561,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.updates < 1 or not 0 <= options.seed < 2 ** 32:
         parser.error("--updates must be at least 1 and --seed at least 0 and below 2**32")
-    if options.data == DATA_FOLDER and not (options.data / "train_labels.npy").is_file():
+    if options.data == DATA_FOLDER and not is_prepared(options.data):
         print("data holds no data set yet; starting 01_prepare_data.py to draw one", flush=True)
         draw_data_set(options.data)
     train(options, pick_device())

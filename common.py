@@ -55,6 +55,8 @@ def run_main(main) -> None:
         sys.exit(f"error: {error.strerror or error}: {where}")
     except KeyboardInterrupt:
         sys.exit("stopped by Ctrl-C")
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one must not disturb the ending
 
 
 def command(script: str, data_folder: Path, *argument_list) -> str:
