@@ -386,7 +386,7 @@ def draw_curve(path, curve_2d_array, threshold):
     axes.plot(curve_2d_array[:, 0], curve_2d_array[:, 1:], label=["precision", "recall"])
     axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:g}")
     axes.set(title="precision and recall against the threshold", xlabel="threshold")
-    axes.legend()
+    axes.legend(loc="lower left")
     save_figure(figure, path)
 
 
