@@ -646,14 +646,29 @@ def test_the_loader_thread_has_ended_when_training_has(small_training, own, tmp_
 
 # ---------------------------------------------------------------- where there is no data set yet
 
-def test_a_fresh_clone_draws_the_default_data_set_and_trains_on_it(
-        small_training, own, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("stopped_while", [None, "drawing", "packing"])
+def test_a_default_folder_without_a_whole_data_set_is_drawn_and_trained_on(
+        small_training, own, tmp_path, monkeypatch, capsys, stopped_while):
     data = tmp_path / "default folder"
+    if stopped_while:  # 01 leaves this mark until all is packed
+        data.mkdir()
+        (data / "dataset.json").write_text('{"drawn": true}')
+    if stopped_while == "packing":
+        shutil.copy(own / "train_labels.npy", data)
     monkeypatch.setattr(train, "DATA_FOLDER", data)
-    monkeypatch.setattr(train, "draw_data_set", lambda folder: shutil.copytree(own, folder))
+    monkeypatch.setattr(train, "draw_data_set",
+                        lambda folder: shutil.copytree(own, folder, dirs_exist_ok=True))
     assert call_main(train, monkeypatch, "--updates", 2) == (0, "")
     assert "01_prepare_data.py" in capsys.readouterr().out.splitlines()[0]
     assert (data / "weights.pt").is_file()
+
+
+def test_a_default_folder_with_a_data_set_of_ones_own_is_trained_on_as_it_is(
+        small_training, own, tmp_path, monkeypatch):
+    data = copy_of(own, tmp_path)
+    monkeypatch.setattr(train, "DATA_FOLDER", data)
+    monkeypatch.setattr(train, "draw_data_set", None)
+    assert call_main(train, monkeypatch, "--updates", 2) == (0, "")
 
 
 def test_another_folder_without_a_data_set_gets_a_sentence_with_the_commands_and_stays_as_it_is(
