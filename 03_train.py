@@ -303,7 +303,8 @@ def train(options, device: torch.device) -> None:
             update_average(average, network, update)
 
             done = update + 1
-            is_last = done == options.updates or bool(stop_list)
+            must_stop = bool(stop_list)  # asked once: what comes later waits for the next update
+            is_last = done == options.updates or must_stop
             if done % SHOW_EVERY == 0 or is_last:
                 curve_dict["train"].append([done, *mean_loss(loss_list, done)])
                 show_progress(progress, done, curve_dict["train"][-1], optimizer, loader)
@@ -311,7 +312,7 @@ def train(options, device: torch.device) -> None:
             if done % SAVE_EVERY == 0 or is_last:
                 curve_dict["val"].append([done, *val_loss(average, val_batch_list, done)])
                 save_run(options.data, part_dict, dataset_dict, run_dict, done, curve_dict)
-            if stop_list:
+            if must_stop:
                 print(f"\nstopped after update {done}; all is saved: go on with --resume")
                 sys.exit(128 + stop_list[0])
     finally:
