@@ -343,7 +343,7 @@ def show_match_and_decode() -> None:
 
 def example(data_folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """A picture and its labels `[M, 4]`: the first labelled one of the data set, or a sample."""
-    if (data_folder / "train_labels.npy").is_file():
+    if data_folder != DATA_FOLDER or (data_folder / "train_labels.npy").is_file():
         images_4d_array, label_2d_array = read_data_set(data_folder)[1]["train"]
         picture = label_2d_array[0, 0]
         return images_4d_array[int(picture)], label_2d_array[label_2d_array[:, 0] == picture]
@@ -371,15 +371,13 @@ def draw_grid(path: Path, image_3d_array: np.ndarray, label_2d_array: np.ndarray
     figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
     axes.imshow(pad_image(image_3d_array, height, width), extent=(0, width, height, 0))
     axes.plot(*priors_3d_array.reshape(2, -1), "w+", markersize=6, label="prior: a cell's centre")
-    for i in range(len(COLOUR_LIST)):
-        for row, column in np.argwhere(gt_class_id_3d_array[0] == i + 1):
-            axes.add_patch(plt.Rectangle((column * CELL, row * CELL), CELL, CELL, alpha=0.35,
-                                         color=COLOUR_LIST[i]))
-            dx, dy = gt_offset_4d_array[0, :, row, column]
-            axes.annotate("", (priors_3d_array[0, row, column] + dx,
-                               priors_3d_array[1, row, column] + dy),
-                          priors_3d_array[:, row, column],
-                          arrowprops={"arrowstyle": "->", "color": "white", "lw": 1.5})
+    for row, column in np.argwhere(gt_class_id_3d_array[0] > 0):
+        colour = COLOUR_LIST[(gt_class_id_3d_array[0, row, column] - 1) % len(COLOUR_LIST)]
+        axes.add_patch(plt.Rectangle((column * CELL, row * CELL), CELL, CELL, alpha=0.35,
+                                     color=colour))
+        prior_1d_array = priors_3d_array[:, row, column]  # x, y
+        axes.annotate("", prior_1d_array + gt_offset_4d_array[0, :, row, column], prior_1d_array,
+                      arrowprops={"arrowstyle": "->", "color": "white", "lw": 1.5})
     axes.plot(*label_2d_array[:, 2:].T, "o", color="red", markersize=5, label="keypoint")
     axes.set(xticks=range(0, width + 1, CELL), yticks=range(0, height + 1, CELL),
              xlim=(max(0, x - 112), min(width, x + 112)),

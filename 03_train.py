@@ -273,6 +273,7 @@ def train(options, device: torch.device) -> None:
         if first_update == options.updates:
             print(f"the run of {first_update} updates is finished; nothing was changed")
             return
+        print(f"going on after update {first_update}")
 
     val_batch_list = make_val_batches(array_dict["val"], device)
     loader = Loader(*array_dict["train"], first_update * STEPS_PER_UPDATE,
@@ -562,7 +563,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.updates < 1 or not 0 <= options.seed < 2 ** 32:
         parser.error("--updates must be at least 1 and --seed at least 0 and below 2**32")
-    if options.data == DATA_FOLDER and not is_prepared(options.data):
+    if options.data.resolve() == DATA_FOLDER and not is_prepared(options.data):
         print("data holds no data set yet; starting 01_prepare_data.py to draw one", flush=True)
         draw_data_set(options.data)
     train(options, pick_device())
