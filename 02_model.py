@@ -265,7 +265,7 @@ def load_weights(path: Path, device="cpu") -> tuple[KeypointNet, dict]:
         if not all_text or not min(width, height, about_dict["max_per_class"]) > 0:
             raise ValueError("impossible categories, box size or number of keypoints")
     except Exception as error:  # damaged bytes can raise nearly anything
-        reason = f"{type(error).__name__} {str(error).strip()[:80].splitlines()[:1]}"
+        reason = f"{type(error).__name__} {' '.join(str(error).split())[:80]}"
         raise UserError(f"{path}: not the weights of this network ({reason}); train again with "
                         "03_train.py") from None
     return network.to(device).eval(), about_dict
@@ -331,7 +331,7 @@ def show_match_and_decode() -> None:
     for row, column in zip(*gt_class_id_3d_array[0].nonzero()):
         dx, dy = gt_offset_4d_array[0, :, row, column]
         print(f"  the cell at row {row}, column {column}: {dx:6.2f}, {dy:6.2f} px from its prior "
-              f" ({(column + 0.5) * CELL:g}, {(row + 0.5) * CELL:g})")
+              f"({(column + 0.5) * CELL:g}, {(row + 0.5) * CELL:g})")
     perfect_4d = torch.zeros(1, 5, 60, 10)  # what a perfect network would answer
     perfect_4d[:, :2] = torch.from_numpy(gt_offset_4d_array) / OFFSET_UNIT
     class_id_3d = torch.from_numpy(gt_class_id_3d_array)  # [1, 60, 10]

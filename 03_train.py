@@ -501,8 +501,9 @@ def draw_crops(data_folder: Path, loader, noise_1d, generator, device, category_
         axes.imshow(image.transpose(1, 2, 0) / 255, extent=(0, columns * CELL, rows * CELL, 0))
         for class_id in range(1, len(category_list)):
             is_here = class_id_2d_array == class_id  # [4, 4]
+            colour = COLOUR_LIST[(class_id - 1) % len(COLOUR_LIST)]
             axes.quiver(*priors_3d_array[:, is_here], *offset[:, is_here], angles="xy", scale=1,
-                        scale_units="xy", width=0.015, color=COLOUR_LIST[(class_id - 1) % 6])
+                        scale_units="xy", width=0.015, color=colour)
         axes.set(xticks=range(0, columns * CELL + 1, CELL), yticks=range(0, rows * CELL + 1, CELL),
                  xticklabels=[], yticklabels=[])
         axes.grid(color="white", alpha=0.3)

@@ -58,7 +58,7 @@ class Keypoint(NamedTuple):
 
 def predict(network, image_3d_array, picture, max_per_class, threshold):
     """The Keypoints that the network finds in one picture, uint8 `[H, W, 3]`."""
-    output_4d = model.answer(network, np.asarray(image_3d_array))  # [1, 5, 60, 10]
+    output_4d = model.answer(network, image_3d_array)  # [1, 5, 60, 10]
     result, = model.decode(output_4d, max_per_class, threshold)
     place_list, class_id_list, score_list = (tensor.tolist() for tensor in result)
     return [Keypoint(picture, class_id, x, y, score)
@@ -280,7 +280,7 @@ def robustness(network, about_dict, images_4d_array, truth_list, threshold):
     for name, change in CHANGE_DICT.items():
         prediction_list = []
         for picture, image_3d_array in enumerate(images_4d_array):
-            changed = change(Image.fromarray(image_3d_array))
+            changed = np.asarray(change(Image.fromarray(image_3d_array)))
             prediction_list += predict(network, changed, picture, max_per_class, threshold)
         pair_list = pair(prediction_list, truth_list)
         rates = overall(pair_list, class_count)

@@ -3,6 +3,7 @@
 import importlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -234,3 +235,12 @@ def own(tmp_path_factory):
     result = run_script("01_prepare_data.py", "--source", source, "--data", folder / "data")
     assert result.returncode == 0, result.stderr
     return folder / "data"
+
+
+@pytest.fixture
+def small_data(small_training, own, tmp_path):
+    """The own pictures in a folder that a test may write to, tiny weights, and a picture."""
+    data = Path(shutil.copytree(own, tmp_path / "data"))
+    save_weights(data, ("background", "left eye", "right eye"))
+    noise_image(0).save(tmp_path / "picture.png")
+    return data

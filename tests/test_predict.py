@@ -12,11 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-import common
-from conftest import (REPOSITORY, Sees, call_main, contents, load, noise_image, run_script,
+from conftest import (Sees, call_main, contents, load, noise_image, run_script,
                       save_weights, sentence_of)
 
 model, prepare, predict = load("02_model"), load("01_prepare_data"), load("05_predict")

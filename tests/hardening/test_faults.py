@@ -23,20 +23,11 @@ from PIL import Image
 
 import common
 from conftest import (ENVIRONMENT, REPOSITORY, call_main, contents, full_disk, load, make_small,
-                      noise_image, quick, run_script, save_weights, sentence_of,
+                      noise_image, quick, run_script, sentence_of,
                       write_own_pictures)
 
 prepare_data, model, train = load("01_prepare_data"), load("02_model"), load("03_train")
 evaluate, predict, analysis = load("04_evaluate"), load("05_predict"), load("06_model_analysis")
-
-
-@pytest.fixture
-def small_data(small_training, own, tmp_path):
-    """The own pictures in a folder that a test may write to, tiny weights, and a picture."""
-    data = Path(shutil.copytree(own, tmp_path / "data"))
-    save_weights(data, ("background", "left eye", "right eye"))
-    noise_image(0).save(tmp_path / "picture.png")
-    return data
 
 
 # ---------------------------------------------------------------- a damaged data set

@@ -3,16 +3,14 @@
 import io
 import json
 import pickle
-import shutil
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from common import UserError
-from conftest import call_main, contents, load, noise_image, quick, save_weights, sentence_of
+from conftest import call_main, contents, load, quick, save_weights, sentence_of
 
 model, train, evaluate = load("02_model"), load("03_train"), load("04_evaluate")
 predict, analysis = load("05_predict"), load("06_model_analysis")
@@ -128,15 +126,6 @@ def test_random_bytes_in_weights_end_in_a_sentence_or_load(weights):
 
 
 # ---------------------------------------------------------------- weights of another format
-
-@pytest.fixture
-def small_data(small_training, own, tmp_path):
-    """The own pictures in a folder that a test may write to, and weights of a tiny network."""
-    data = Path(shutil.copytree(own, tmp_path / "data"))
-    save_weights(data, ("background", "left eye", "right eye"))
-    noise_image(0).save(tmp_path / "picture.png")
-    return data
-
 
 def foreign_weights(kind, trap):
     """Bytes of files that people call weights and that are none of this network."""
