@@ -29,7 +29,7 @@ from PIL import Image, ImageFilter
 
 from common import (CELL, COLOUR_LIST, DATA_FOLDER, IMAGE_SUFFIXES, Progress, UserError, command,
                     draw_keypoints, names_to_draw, pad_image, read_image, replacing,
-                    round_up_to_cell, run_main, write_labelimg_xml)
+                    round_up_to_cell, run_main, write_json, write_labelimg_xml)
 
 SPLIT_LIST = ["train", "val", "test"]  # to learn from, to choose on, for the figure at the end
 TRAIN_SHARE = 0.8  # of a folder without splits; a tenth of it becomes val
@@ -49,7 +49,14 @@ def read_labels(xml_path: Path, width: int, height: int) -> list[dict]:
 
     `width`, `height`: the picture's own size. Raises UserError for what cannot be right.
     """
-    root = parse_xml(xml_path)
+    try:
+        root = ElementTree.fromstring(xml_path.read_bytes())
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
+        reason = f"{xml_path}: no readable XML ({error}); save it again in LabelImg"
+        raise UserError(reason) from None
+    if root.tag != "annotation":
+        raise UserError(f"{xml_path}: begins with <{root.tag[:40]}>, not with <annotation>; save "
+                        "it as Pascal VOC in LabelImg")
     said = " x ".join(root.findtext(f"size/{tag}", "").strip() for tag in ("width", "height"))
     if said not in (f"{width} x {height}", " x "):
         raise UserError(f"{xml_path}: says {said[:40]} px but the picture has {width} x {height}; "
@@ -62,13 +69,10 @@ def read_labels(xml_path: Path, width: int, height: int) -> list[dict]:
         xmin, ymin, xmax, ymax = box = [to_number(text) for text in text_list]
         # LabelImg may go a pixel beyond the edge. NaN makes every comparison false.
         is_inside = -1 <= xmin < xmax <= width + 1 and -1 <= ymin < ymax <= height + 1
-        for is_wrong, problem in (
-                (not name, "has no name; name it"),
-                (name == "background", "has a reserved name; give it another"),
-                (not is_inside, f"is no box inside of {width} x {height} px; draw it again")):
-            if is_wrong:
-                said = f"{name[:20]!r} at {[text[:20] for text in text_list]}"
-                raise UserError(f"{xml_path}: object {number}, {said}, {problem}")
+        if name in ("", "background") or not is_inside:
+            raise UserError(f"{xml_path}: object {number}, {name[:20]!r} at "
+                            f"{[text[:20] for text in text_list]}, needs a name other than "
+                            f"background and a box inside of {width} x {height} px; label it again")
         keypoint_list.append({"class": name, "box": box})
     return keypoint_list
 
@@ -78,20 +82,6 @@ def to_number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
-
-
-def parse_xml(path: Path) -> ElementTree.Element:
-    raw = path.read_bytes()
-    if b"<!DOCTYPE" in raw.replace(b"\0", b""):  # what it defines can unpack to gigabytes
-        raise UserError(f"{path}: has a DOCTYPE, which LabelImg never writes; remove it")
-    try:
-        root = ElementTree.fromstring(raw)
-    except (ElementTree.ParseError, LookupError, ValueError) as error:
-        raise UserError(f"{path}: no readable XML ({error}); save it again in LabelImg") from None
-    if root.tag != "annotation":
-        raise UserError(f"{path}: begins with <{root.tag[:40]}>, not with <annotation>; save it as "
-                        "Pascal VOC in LabelImg")
-    return root
 
 
 def find_centre(low: float, high: float, length: int, side: float | None) -> float:
@@ -109,7 +99,58 @@ def find_centre(low: float, high: float, length: int, side: float | None) -> flo
     return high - side / 2 if is_low_cut else low + side / 2
 
 
+def to_label_array(example_list: list[dict], category_list: list[str], one_size) -> np.ndarray:
+    """Float32 `[M, 4]`, a row per keypoint: picture index, class id, x, y in px.
+
+    `one_size`: width and height of all whole boxes, (None, None) where they differ.
+    """
+    row_list = []
+    for index, example in enumerate(example_list):
+        width, height = example["size"]
+        for keypoint in example["keypoints"]:
+            xmin, ymin, xmax, ymax = keypoint["box"]
+            x = find_centre(xmin, xmax, width, one_size[0])
+            y = find_centre(ymin, ymax, height, one_size[1])
+            # Of a cut box, the point may lie outside; farther out than REACH no cell learns it.
+            if max(-x, -y, x - width, y - height) < REACH:
+                row_list.append((index, category_list.index(keypoint["class"]), x, y))
+    return np.array(row_list, np.float32).reshape(-1, 4)
+
+
 # ---------------------------------------------------------------- folders into splits
+
+def read_source(folder: Path, seed: int) -> tuple[dict, list[str]]:
+    """Read a LabelImg folder: {"train": examples, "val": ..., "test": ...}, and what is bad.
+
+    Folders of these names inside are the splits; without val/, a tenth of train/ is. A folder
+    without any is split at random, the same for the same seed: 72 % to 8 % to 20 %.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; --source needs pictures and LabelImg's XML")
+    inside_list = [split for split in SPLIT_LIST if (folder / split).is_dir()]
+    if inside_list and not {"train", "test"} <= set(inside_list):
+        raise UserError(f"{folder}: holds {inside_list[0]}/, so it needs both train/ and test/; "
+                        "add what lacks, or put all pictures into one folder")
+    loose = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+    if inside_list and loose:
+        print(f"not used: {loose} pictures of {folder} that lie beside train/ and test/")
+    split_dict, problem_list = {}, []
+    for name in inside_list or [""]:  # folder / "" is the folder itself
+        example_list, bad_list = read_folder(folder / name)
+        order_1d_array = np.random.default_rng(seed).permutation(len(example_list))
+        split_dict[name] = [example_list[index] for index in order_1d_array]
+        problem_list += bad_list
+    if not inside_list:
+        all_list = split_dict[""]
+        count = min(round(TRAIN_SHARE * len(all_list)), len(all_list) - 1)
+        split_dict = {"train": all_list[:count], "test": all_list[count:]}
+    if "val" not in split_dict:
+        train_list = split_dict["train"]
+        count = max(1, round(len(train_list) / 10))
+        split_dict |= {"val": train_list[:count], "train": train_list[count:]}
+    return {split: sorted(split_dict[split], key=lambda example: example["path"])
+            for split in SPLIT_LIST}, problem_list
+
 
 def read_folder(folder: Path) -> tuple[list[dict], list[str]]:
     """Read a folder: what is good, and a sentence for each bad file.
@@ -145,81 +186,6 @@ def read_example(path: Path, xml_path: Path | None) -> dict:
     return {"path": path, "size": (width, height), "keypoints": keypoint_list}
 
 
-def read_source(folder: Path, seed: int) -> tuple[dict, list[str]]:
-    """Read a LabelImg folder: {"train": examples, "val": ..., "test": ...}, and what is bad.
-
-    Folders of these names inside are the splits; without val/, a tenth of train/ is. A folder
-    without any is split at random, the same for the same seed: 72 % to 8 % to 20 %.
-    """
-    inside_list = [split for split in SPLIT_LIST if (folder / split).is_dir()]
-    check_source(folder, inside_list)
-    split_dict, problem_list = {}, []
-    for name in inside_list or [""]:  # folder / "" is the folder itself
-        example_list, bad_list = read_folder(folder / name)
-        order_1d_array = np.random.default_rng(seed).permutation(len(example_list))
-        split_dict[name] = [example_list[index] for index in order_1d_array]
-        problem_list += bad_list
-    if not inside_list:
-        all_list = split_dict[""]
-        count = min(round(TRAIN_SHARE * len(all_list)), len(all_list) - 1)
-        split_dict = {"train": all_list[:count], "test": all_list[count:]}
-    if "val" not in split_dict:
-        train_list = split_dict["train"]
-        count = max(1, round(len(train_list) / 10))
-        split_dict |= {"val": train_list[:count], "train": train_list[count:]}
-    return {split: sorted(split_dict[split], key=lambda example: example["path"])
-            for split in SPLIT_LIST}, problem_list
-
-
-def check_source(folder: Path, inside_list: list[str]) -> None:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; --source needs pictures and LabelImg's XML")
-    if inside_list and not {"train", "test"} <= set(inside_list):
-        raise UserError(f"{folder}: holds {inside_list[0]}/, so it needs both train/ and test/; "
-                        "add what lacks, or put all pictures into one folder")
-    loose = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
-    if inside_list and loose:
-        print(f"not used: {loose} pictures of {folder} that lie beside train/ and test/")
-
-
-# ---------------------------------------------------------------- points and pictures into arrays
-
-def to_label_array(example_list: list[dict], category_list: list[str], one_size) -> np.ndarray:
-    """Float32 `[M, 4]`, a row a keypoint: picture index, class id, x, y in px.
-
-    `one_size`: width and height of all whole boxes, (None, None) where they differ.
-    """
-    row_list = []
-    for index, example in enumerate(example_list):
-        width, height = example["size"]
-        for keypoint in example["keypoints"]:
-            xmin, ymin, xmax, ymax = keypoint["box"]
-            x = find_centre(xmin, xmax, width, one_size[0])
-            y = find_centre(ymin, ymax, height, one_size[1])
-            # Of a cut box, the point may lie outside; farther out than REACH no cell learns it.
-            if max(-x, -y, x - width, y - height) < REACH:
-                row_list.append((index, category_list.index(keypoint["class"]), x, y))
-    return np.array(row_list, np.float32).reshape(-1, 4)
-
-
-def pack_images(path: Path, example_list: list[dict], height: int, width: int) -> None:
-    """Write uint8 `[N, height, width, 3]` picture after picture: memory stays flat.
-
-    So it does in training: np.load(path, mmap_mode="r") leaves the array on the disk and reads
-    what is looked at. That is why 2 GB of pictures need no 2 GB of memory.
-    """
-    shape = (len(example_list), height, width, 3)
-    progress = Progress(len(example_list), f"packing {path.name}")
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        header_dict = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header_dict)
-        for number, example in enumerate(example_list, start=1):
-            file.write(pad_image(read_image(example["path"]), height, width).tobytes())
-            progress.show(number)
-
-
-# ---------------------------------------------------------------- check, describe, report, pack
-
 def check(split_dict: dict, problem_list: list[str], source: Path, skip_bad: bool) -> None:
     for problem in problem_list:
         print(f"bad{', left out' if skip_bad else ''}: {problem}")
@@ -232,6 +198,8 @@ def check(split_dict: dict, problem_list: list[str], source: Path, skip_bad: boo
     if not any(example["keypoints"] for example in split_dict["train"]):
         raise UserError(f"{source}: no train picture holds a keypoint; label some in LabelImg")
 
+
+# ---------------------------------------------------------------- describe and report
 
 def describe(split_dict: dict) -> dict:
     """What dataset.json says of names, sizes and boxes."""
@@ -264,26 +232,25 @@ def measure_boxes(example_list: list[dict]) -> dict:
 
 
 def report(split_dict: dict, label_dict: dict, dataset_dict: dict) -> None:
-    def show(name, count_list, note=""):
-        print(f"{name[:25]:26}" + "".join(f"{count:>8}" for count in count_list) + note)
-
-    show("", SPLIT_LIST)
-    show("pictures", [len(example_list) for example_list in split_dict.values()])
-    show("  without a keypoint", [sum(not example["keypoints"] for example in example_list)
-                                  for example_list in split_dict.values()])
-    for class_id, name in enumerate(dataset_dict["category_list"][1:], start=1):
-        count_list = [np.sum(label_2d_array[:, 1] == class_id)
-                      for label_2d_array in label_dict.values()]
-        show(name, count_list, "" if count_list[0] else "   none to learn from")
     most = dataset_dict["max_per_class"]
-    show("may be lost by collision", [count_collisions(label_2d_array, most)
-                                      for label_2d_array in label_dict.values()])
+    column_list = []  # one per split
+    for split, label_2d_array in label_dict.items():
+        empty = sum(not example["keypoints"] for example in split_dict[split])
+        count_list = [int(np.sum(label_2d_array[:, 1] == class_id))
+                      for class_id in range(1, len(dataset_dict["category_list"]))]
+        column_list.append([split, len(split_dict[split]), empty, *count_list,
+                            count_collisions(label_2d_array, most)])
+    name_list = ["", "pictures", "  without a keypoint", *dataset_dict["category_list"][1:],
+                 "may be lost by collision"]
+    for name, *row in zip(name_list, *column_list):
+        note = "" if row[0] or not name or name[0] == "m" else "   none in train"
+        print(f"{name[:25]:26}" + "".join(f"{cell:>8}" for cell in row) + note)
     width, height = dataset_dict["box_size"]
     print(f"boxes are {width:g} x {height:g} px; a picture holds at most {most} of a class")
     how = "what is left" if None in dataset_dict["one_size"] else "the sides that are whole"
     print(f"boxes cut by the picture's edge: {dataset_dict['cut_boxes']}; points taken from {how}")
     box_count = sum(len(example["keypoints"]) for example in sum(split_dict.values(), []))
-    if outside := box_count - sum(len(label_2d_array) for label_2d_array in label_dict.values()):
+    if outside := box_count - sum(map(len, label_dict.values())):
         print(f"left out: {outside} points that lie {REACH:g} px or more outside of the picture")
 
 
@@ -307,9 +274,11 @@ def count_collisions(label_2d_array: np.ndarray, max_per_class: int) -> int:
     return lost
 
 
+# ---------------------------------------------------------------- arrays onto the disk
+
 def pack(data_folder: Path, split_dict: dict, label_dict: dict, dataset_dict: dict) -> None:
     """Write the arrays, then dataset.json: where it is whole, the arrays beside it belong to it."""
-    write_dataset(data_folder, {"drawn": dataset_dict["drawn"]})
+    write_json(data_folder / "dataset.json", {"drawn": dataset_dict["drawn"]})
     for split, example_list in split_dict.items():
         pack_images(data_folder / f"{split}_images.npy", example_list,
                     dataset_dict["height"], dataset_dict["width"])
@@ -317,13 +286,23 @@ def pack(data_folder: Path, split_dict: dict, label_dict: dict, dataset_dict: di
             np.save(temporary, label_dict[split])
     with replacing(data_folder / "results" / "contact_sheet.png") as temporary:
         contact_sheet(data_folder, dataset_dict).save(temporary)
-    write_dataset(data_folder, dataset_dict)
+    write_json(data_folder / "dataset.json", dataset_dict)
 
 
-def write_dataset(data_folder: Path, dataset_dict: dict) -> None:
-    with replacing(data_folder / "dataset.json") as temporary:
-        text = json.dumps(dataset_dict, indent=1, ensure_ascii=False)
-        temporary.write_text(text, encoding="utf-8")
+def pack_images(path: Path, example_list: list[dict], height: int, width: int) -> None:
+    """Write uint8 `[N, height, width, 3]` picture after picture: memory stays flat.
+
+    So it does in training: np.load(path, mmap_mode="r") leaves the array on the disk and reads
+    what is looked at. That is why 2 GB of pictures need no 2 GB of memory.
+    """
+    shape = (len(example_list), height, width, 3)
+    progress = Progress(len(example_list), f"packing {path.name}")
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        header_dict = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header_dict)
+        for number, example in enumerate(example_list, start=1):
+            file.write(pad_image(read_image(example["path"]), height, width).tobytes())
+            progress.show(number)
 
 
 def check_place(data_folder: Path, is_drawn: bool) -> None:
@@ -332,8 +311,11 @@ def check_place(data_folder: Path, is_drawn: bool) -> None:
     It is written before anything else, too, so that a stopped run can be repeated.
     """
     path = data_folder / "dataset.json"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    if '"drawn": true' in text or ('"drawn": false' in text and not is_drawn):
+    try:
+        was_drawn = json.loads(path.read_text(encoding="utf-8"))["drawn"]
+    except (OSError, ValueError, TypeError, KeyError):
+        was_drawn = None
+    if was_drawn is True or (was_drawn is False and not is_drawn):
         return
     path_list = [path, *data_folder.glob("*_images.npy"), *data_folder.glob("*_labels.npy")]
     path_list += data_folder.glob("images/*") if is_drawn else []
@@ -370,43 +352,30 @@ def contact_sheet(data_folder: Path, dataset_dict: dict) -> Image.Image:
 
 # ---------------------------------------------------------------- the drawing
 
-# A shape tells how many px the point (u, v), measured from the mark's middle, lies outside of it;
-# inside: less than 0. np.minimum joins two shapes, np.maximum keeps what both have.
-def ring(u, v):
-    return np.abs(np.hypot(u, v) - 12.5) - 1.5
+MARK_LIST = ["keyPoint_1", "keyPoint_2"]
+DISTRACTOR_LIST = ["ring", "screw", "cross", "disc", "half", "quarter"]  # parts of marks, no marks
 
 
-def bar(u, v):
-    return np.maximum(np.abs(u) - 12.5, np.abs(v) - 1.5)
+def outside(name, u, v):
+    """How many px the point (u, v), measured from the mark's middle, lies outside of a shape.
+
+    Inside it is less than 0. The smallest of several joins shapes, the largest intersects them.
+    """
+    disc = np.hypot(u, v) - 12.5
+    ring = np.abs(disc) - 1.5
+    level = np.maximum(np.abs(u) - 12.5, np.abs(v) - 1.5)  # a bar from left to right
+    upright = np.maximum(np.abs(v) - 12.5, np.abs(u) - 1.5)
+    quarter = np.maximum(disc, -np.minimum(u, v))
+    opposite = np.maximum(disc, np.maximum(u, v))
+    part_dict = {
+        "keyPoint_1": (ring, level, upright), "keyPoint_2": (ring, quarter, opposite),
+        "ring": (ring,), "screw": (ring, level), "cross": (level, upright), "disc": (disc,),
+        "half": (ring, np.maximum(disc, u)), "quarter": (ring, quarter),
+        "paper": (np.maximum(np.abs(u), np.abs(v)) - 17,)}
+    return functools.reduce(np.minimum, part_dict[name])
 
 
-def disc(u, v):
-    return np.hypot(u, v) - 12.5
-
-
-def quarter(u, v):
-    return np.maximum(disc(u, v), -np.minimum(u, v))
-
-
-def square(u, v):
-    return np.maximum(np.abs(u), np.abs(v)) - 17
-
-
-MARK_DICT = {
-    "keyPoint_1": lambda u, v: np.minimum(ring(u, v), np.minimum(bar(u, v), bar(v, u))),
-    "keyPoint_2": lambda u, v: np.minimum(ring(u, v), np.minimum(quarter(u, v), quarter(-u, -v))),
-}
-DISTRACTOR_DICT = {  # looks like a part of a mark and is none: only the whole shape tells
-    "ring": ring,
-    "screw": lambda u, v: np.minimum(ring(u, v), bar(u, v)),
-    "cross": lambda u, v: np.minimum(bar(u, v), bar(v, u)),
-    "disc": disc,
-    "half": lambda u, v: np.minimum(ring(u, v), np.maximum(disc(u, v), u)),
-    "quarter": lambda u, v: np.minimum(ring(u, v), quarter(u, v)),
-}
-
-
-def paint(picture_3d_array, x, y, angle, scale, shape, colour, opacity=1.0) -> None:
+def paint(picture_3d_array, x, y, angle, scale, name, colour, opacity=1.0) -> None:
     """Paint a shape at the sub-pixel place (x, y), turned by `angle` (radians) and scaled."""
     reach = math.ceil(28 * scale)
     height, width = picture_3d_array.shape[:2]
@@ -418,7 +387,7 @@ def paint(picture_3d_array, x, y, angle, scale, shape, colour, opacity=1.0) -> N
     u = (dx * math.cos(angle) + dy * math.sin(angle)) / scale
     v = (dy * math.cos(angle) - dx * math.sin(angle)) / scale
     # How much of each pixel is covered: all where it lies half a pixel inside, none outside.
-    coverage = np.clip(0.5 - shape(u, v) * scale, 0, 1)[:, :, None] * opacity
+    coverage = np.clip(0.5 - outside(name, u, v) * scale, 0, 1)[:, :, None] * opacity
     patch = picture_3d_array[top:bottom, left:right]
     patch += coverage * (np.asarray(colour, np.float32) - patch)
 
@@ -464,20 +433,20 @@ def find_place(rng, holder_box, place_list):
             return x, y
 
 
-def paint_mark(picture_3d_array, rng, x, y, shape) -> None:
+def paint_mark(picture_3d_array, rng, x, y, name) -> None:
     """Paint a mark: dark ink on bright ground, bright paint on dark, on a label on both."""
     angle, scale = rng.normal(0, math.radians(6)), rng.uniform(0.9, 1.1)
     top, left = max(0, int(y) - 16), max(0, int(x) - 16)
     ground = picture_3d_array[top:int(y) + 16, left:int(x) + 16].mean(axis=2)
     if np.ptp(ground) > 60 or rng.random() < 0.1:
         paper = np.array([205, 190, 160]) * rng.uniform(0.7, 1.1)
-        paint(picture_3d_array, x, y, angle, scale, square, paper)
+        paint(picture_3d_array, x, y, angle, scale, "paper", paper)
         ground = paper
     if ground.mean() > 85:
         ink = np.array([45, 30, 20]) * rng.uniform(0.4, 1.2)
     else:
         ink = np.array([215, 195, 150]) * rng.uniform(0.7, 1.1)
-    paint(picture_3d_array, x, y, angle, scale, shape, ink, rng.uniform(0.75, 1))
+    paint(picture_3d_array, x, y, angle, scale, name, ink, rng.uniform(0.75, 1))
 
 
 def photograph(picture_3d_array, rng):
@@ -496,15 +465,13 @@ def draw_picture(index: int, seed: int, folder: Path) -> None:
     rng = np.random.default_rng([seed, index])
     picture_3d_array, holder_box = draw_scene(rng)
     place_list, keypoint_list = [], []
-    mark_count = rng.choice([0, 1, 2], p=[0.2, 0.5, 0.3])
-    for name in rng.permutation(list(MARK_DICT))[:mark_count]:
+    half, mark_count = BOX_SIDE / 2, rng.choice([0, 1, 2], p=[0.2, 0.5, 0.3])
+    for name in rng.permutation(MARK_LIST)[:mark_count].tolist():
         x, y = find_place(rng, holder_box, place_list)
-        paint_mark(picture_3d_array, rng, x, y, MARK_DICT[name])
-        half = BOX_SIDE / 2
-        keypoint_list.append({"class": str(name), "box": [x - half, y - half, x + half, y + half]})
-    for name in rng.choice(list(DISTRACTOR_DICT), size=rng.poisson(5)):
-        x, y = find_place(rng, holder_box, place_list)
-        paint_mark(picture_3d_array, rng, x, y, DISTRACTOR_DICT[name])
+        paint_mark(picture_3d_array, rng, x, y, name)
+        keypoint_list.append({"class": name, "box": [x - half, y - half, x + half, y + half]})
+    for name in rng.choice(DISTRACTOR_LIST, size=rng.poisson(5)).tolist():
+        paint_mark(picture_3d_array, rng, *find_place(rng, holder_box, place_list), name)
     image, path = Image.fromarray(photograph(picture_3d_array, rng)), folder / f"{index:05d}.jpg"
     with replacing(path) as temporary:
         image.save(temporary, "JPEG", quality=int(rng.integers(60, 96)))
@@ -515,7 +482,7 @@ def draw_pictures(data_folder: Path, count: int, seed: int) -> None:
     """Draw into images/ on all cores: processes, since threads take turns at Python code."""
     folder = data_folder / "images"
     if not (data_folder / "dataset.json").exists():
-        write_dataset(data_folder, {"drawn": True})
+        write_json(data_folder / "dataset.json", {"drawn": True})
     folder.mkdir(exist_ok=True)
     print(f"drawing {count} pictures into {folder}; your own pictures: --source FOLDER")
     progress = Progress(count, "drawing")

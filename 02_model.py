@@ -20,15 +20,19 @@ array of two, _list and _dict are Python's; numbers bear no mark. [N, 5, 60, 10]
 """
 
 import argparse
+import copy
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from common import (CELL, COLOUR_LIST, DATA_FOLDER, UserError, command, pad_image, pyplot,
-                    read_data_set, read_image, round_up_to_cell, run_main, save_figure)
+from common import (CELL, COLOUR_LIST, DATA_FOLDER, UserError, command, pad_image, read_data_set,
+                    read_image, round_up_to_cell, run_main, save_figure)
 
 # The layers: (kernel, stride, padding, channels out). Five strides of 2 multiply to 32 = CELL.
 # Kernels of down-sampling layers are even: with kernel 4, stride 2 and padding 1 a cell looks
@@ -214,30 +218,16 @@ def multiply_adds(height: int, width: int, class_count: int = 3) -> int:
 # ---------------------------------------------------------------- using a trained network
 
 def fold_batch_norm(network: KeypointNet) -> KeypointNet:
-    """A copy of a trained network for use: each BN multiplied into the convolution before it."""
-    layer_list = []
-    for layer in network.body:
-        if isinstance(layer, nn.BatchNorm2d):
-            layer = fold_pair(layer_list.pop(), layer)
-        layer_list.append(layer)
-    folded = KeypointNet(network.head.out_channels - 2)
-    folded.body, folded.head = nn.Sequential(*layer_list), network.head
-    return folded.to(network.head.weight.device).eval()
+    """A copy of a trained network for use: each BN goes into the convolution before it.
 
-
-def fold_pair(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """One convolution that answers like `conv` and then `norm`: the same for less work.
-
-    In evaluation mode BN is (x - mean) / sqrt(variance + eps) * weight + bias: a factor and a
-    summand a channel. A convolution is linear, so the factor goes into its weights and the summand
-    becomes its bias.
+    In evaluation mode BN is a factor and a summand per channel. A convolution is linear, so the
+    factor goes into its weights and the summand becomes its bias: the same for less work.
     """
-    factor_1d = norm.weight / torch.sqrt(norm.running_var + norm.eps)  # [channels out]
-    folded = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride,
-                       conv.padding)
-    folded.weight.data = (conv.weight * factor_1d[:, None, None, None]).detach()
-    folded.bias.data = (norm.bias - norm.running_mean * factor_1d).detach()
-    return folded
+    folded, layer_list = copy.deepcopy(network), list(network.body)
+    folded.body = nn.Sequential()
+    for conv, norm, relu in zip(layer_list[::3], layer_list[1::3], layer_list[2::3]):
+        folded.body.extend([fuse_conv_bn_eval(conv, norm), relu])
+    return folded.eval()
 
 
 def find_weights(data_folder: Path) -> Path:
@@ -276,7 +266,7 @@ def answer(network: KeypointNet, image_3d_array: np.ndarray) -> torch.Tensor:
     """The network's output for one picture, uint8 `[H, W, 3]` of any size: `[1, 5, 60, 10]`."""
     assert not network.training, "in training mode BN uses the picture's own mean: call eval()"
     height, width = map(round_up_to_cell, image_3d_array.shape[:2])
-    image_3d = torch.tensor(pad_image(image_3d_array, height, width))  # a copy, [1920, 320, 3]
+    image_3d = torch.from_numpy(pad_image(image_3d_array, height, width))  # [1920, 320, 3]
     image_4d = image_3d.to(network.head.weight.device).permute(2, 0, 1)[None]  # [1, 3, 1920, 320]
     return network(image_4d)
 
@@ -286,7 +276,7 @@ def find_keypoints(network: KeypointNet, about_dict: dict, image_3d_array: np.nd
     """Keypoints of a picture, uint8 `[H, W, 3]` of any size: dicts of class, x, y, score, box."""
     output_4d = answer(network, image_3d_array)  # [1, 5, 60, 10]
     result, = decode(output_4d, about_dict["max_per_class"], threshold)  # a list of one: unpacked
-    half_width, half_height = about_dict["box_size"][0] / 2, about_dict["box_size"][1] / 2
+    half_width, half_height = (side / 2 for side in about_dict["box_size"])
     keypoint_list = []
     for (x, y), class_id, score in zip(*(tensor.tolist() for tensor in result)):
         box = [x - half_width, y - half_height, x + half_width, y + half_height]
@@ -325,18 +315,19 @@ def show_shapes(image_3d_array: np.ndarray) -> None:
 
 def show_match_and_decode() -> None:
     """A keypoint onto the grid and back."""
-    label_2d_array = np.array([[0, 1, 100.25, 700.5]], np.float32)  # picture 0, class 1, x, y
-    gt_offset_4d_array, gt_class_id_3d_array = match(label_2d_array, 1, 60, 10)
+    label_2d_array = np.array([[0, 1, 100.25, 700.5]])  # picture 0, class 1, x, y
+    gt_offset_4d_array, gt_class_id_3d_array = match(label_2d_array, 1, rows=60, columns=10)
     print("match: a keypoint of class 1 at x 100.25, y 700.5 teaches")
-    for row, column in zip(*gt_class_id_3d_array[0].nonzero()):
+    for row, column in np.argwhere(gt_class_id_3d_array[0]):  # where it is not 0
         dx, dy = gt_offset_4d_array[0, :, row, column]
         print(f"  the cell at row {row}, column {column}: {dx:6.2f}, {dy:6.2f} px from its prior "
               f"({(column + 0.5) * CELL:g}, {(row + 0.5) * CELL:g})")
-    perfect_4d = torch.zeros(1, 5, 60, 10)  # what a perfect network would answer
-    perfect_4d[:, :2] = torch.from_numpy(gt_offset_4d_array) / OFFSET_UNIT
+    # What a perfect network would answer. one_hot makes 0, 1, 0 of class 1 of three.
+    offset_4d = torch.from_numpy(gt_offset_4d_array) / OFFSET_UNIT  # [1, 2, 60, 10]
     class_id_3d = torch.from_numpy(gt_class_id_3d_array)  # [1, 60, 10]
-    perfect_4d[:, 2:] = 20 * nn.functional.one_hot(class_id_3d, 3).permute(0, 3, 1, 2)
-    (keypoint_2d, class_id_1d, score_1d), = decode(perfect_4d)  # the comma unpacks a list of one
+    score_4d = 20.0 * nn.functional.one_hot(class_id_3d, 3).permute(0, 3, 1, 2)  # [1, 3, 60, 10]
+    result, = decode(torch.cat((offset_4d, score_4d), dim=1))  # the comma unpacks a list of one
+    keypoint_2d, class_id_1d, score_1d = result
     print(f"decode: keypoint {keypoint_2d.tolist()}, class {class_id_1d.tolist()}, "
           f"score {score_1d.tolist()}")
 
@@ -345,38 +336,34 @@ def example(data_folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """A picture and its labels `[M, 4]`: the first labelled one of the data set, or a sample."""
     if data_folder != DATA_FOLDER or (data_folder / "train_labels.npy").is_file():
         images_4d_array, label_2d_array = read_data_set(data_folder)[1]["train"]
-        picture = label_2d_array[0, 0]
-        return images_4d_array[int(picture)], label_2d_array[label_2d_array[:, 0] == picture]
-    for path in sorted((DATA_FOLDER / "sample").glob("*.xml")):
-        label_list = []
-        for node in ElementTree.parse(path).iter("object"):
-            xmin, ymin, xmax, ymax = (float(value.text) for value in node.find("bndbox"))
-            class_id = int(node.findtext("name")[-1])  # of keyPoint_1
-            label_list.append((0, class_id, (xmin + xmax) / 2, (ymin + ymax) / 2))
-        if label_list:
-            return read_image(path.with_suffix(".jpg")), np.array(label_list, np.float32)
-    raise UserError(f"{DATA_FOLDER / 'sample'}: holds no labelled picture; get it back from the "
-                    "repository")
+        label_2d_array = label_2d_array[label_2d_array[:, 0] == label_2d_array[0, 0]]
+        image_3d_array = images_4d_array[int(label_2d_array[0, 0])]
+        return image_3d_array, label_2d_array * (0, 1, 1, 1)  # picture 0 of those shown
+    path = DATA_FOLDER / "sample" / "00001.jpg"
+    label_list = []
+    for node in ElementTree.parse(path.with_suffix(".xml")).iter("object"):
+        xmin, ymin, xmax, ymax = (float(side.text) for side in node.find("bndbox"))
+        class_id = int(node.findtext("name")[-1])  # of keyPoint_1
+        label_list.append((0, class_id, (xmin + xmax) / 2, (ymin + ymax) / 2))
+    return read_image(path), np.array(label_list)
 
 
 def draw_grid(path: Path, image_3d_array: np.ndarray, label_2d_array: np.ndarray) -> None:
     """Part of the picture under the grid; arrows show what each cell near a keypoint learns."""
     height, width = map(round_up_to_cell, image_3d_array.shape[:2])
     rows, columns = height // CELL, width // CELL
-    label_2d_array = label_2d_array * (0, 1, 1, 1)  # it is picture 0 here
     gt_offset_4d_array, gt_class_id_3d_array = match(label_2d_array, 1, rows, columns)
     priors_3d_array = make_priors(rows, columns).numpy()  # [2, 60, 10]
     _, _, x, y = label_2d_array[0]
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.subplots()
     axes.imshow(pad_image(image_3d_array, height, width), extent=(0, width, height, 0))
     axes.plot(*priors_3d_array.reshape(2, -1), "w+", markersize=6, label="prior: a cell's centre")
     for row, column in np.argwhere(gt_class_id_3d_array[0] > 0):
         colour = COLOUR_LIST[(gt_class_id_3d_array[0, row, column] - 1) % len(COLOUR_LIST)]
-        axes.add_patch(plt.Rectangle((column * CELL, row * CELL), CELL, CELL, alpha=0.35,
-                                     color=colour))
-        prior_1d_array = priors_3d_array[:, row, column]  # x, y
-        axes.annotate("", prior_1d_array + gt_offset_4d_array[0, :, row, column], prior_1d_array,
+        axes.add_patch(Rectangle((column * CELL, row * CELL), CELL, CELL, alpha=0.35, color=colour))
+        prior = priors_3d_array[:, row, column]  # x, y
+        axes.annotate("", prior + gt_offset_4d_array[0, :, row, column], prior,
                       arrowprops={"arrowstyle": "->", "color": "white", "lw": 1.5})
     axes.plot(*label_2d_array[:, 2:].T, "o", color="red", markersize=5, label="keypoint")
     axes.set(xticks=range(0, width + 1, CELL), yticks=range(0, height + 1, CELL),

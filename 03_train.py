@@ -32,11 +32,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
 from common import (CELL, COLOUR_LIST, DATA_FOLDER, Progress, UserError, command, pick_device,
-                    pyplot, read_data_set, replacing, run_main, save_figure)
+                    read_data_set, replacing, run_main, save_figure)
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
@@ -275,11 +276,12 @@ def train(options, device: torch.device) -> None:
             return
         print(f"going on after update {first_update}")
 
-    val_batch_list = make_val_batches(array_dict["val"], device)
     loader = Loader(*array_dict["train"], first_update * STEPS_PER_UPDATE,
                     options.updates * STEPS_PER_UPDATE, options.seed, options.mirror)
-    noise_1d, generator = make_noise(options.seed, device)
-    draw_crops(options.data, loader, noise_1d, generator, device, dataset_dict["category_list"])
+    generator = torch.Generator(device).manual_seed(options.seed)  # of augment's random numbers
+    noise_1d = torch.randn(2 * BATCH * CROP * CROP * 3, generator=generator, device=device)
+    val_batch_list = make_val_batches(array_dict["val"], device)
+    draw_crops(options.data, to_device(loader.make_batch(0), device), noise_1d, generator)
     print_plan(options, loader, network, device)
     loader.start()
     batches = iter(loader)
@@ -318,8 +320,8 @@ def train(options, device: torch.device) -> None:
                 sys.exit(128 + stop_list[0])
     finally:
         loader.stop()
-    print_result(progress, loader, len(dataset_dict["category_list"]), curve_dict)
-    draw_curves(options.data / "results" / "loss.png", curve_dict)
+    draw_curves(options.data, curve_dict)
+    print_result(progress, loader, network.head.out_channels - 2, curve_dict)
 
 
 def learning_rate(update: int, updates: int) -> float:
@@ -372,13 +374,6 @@ def val_loss(average, val_batch_list, done: int) -> list[float]:
     return mean_loss(loss_list, done)
 
 
-def make_noise(seed: int, device):
-    """A strip of random numbers for `augment`, and the generator that it draws its choices from."""
-    generator = torch.Generator(device).manual_seed(seed)
-    noise_1d = torch.randn(2 * BATCH * CROP * CROP * 3, generator=generator, device=device)
-    return noise_1d, generator
-
-
 # ---------------------------------------------------------------- round the loop: stop and go on
 
 def catch_stops() -> list[int]:
@@ -402,24 +397,17 @@ def describe_run(options, dataset_dict, label_2d_array) -> dict:
     return run_dict
 
 
-def keep_old(data_folder: Path) -> None:
-    """Copies of what an earlier run has learned: a new run overwrites it."""
-    for path in (data_folder / "weights.pt", data_folder / "checkpoint.pt"):
-        if path.is_file():
-            with replacing(path.with_suffix(".old.pt")) as temporary:
-                shutil.copyfile(path, temporary)
-
-
 def save_run(data_folder: Path, part_dict, dataset_dict, run_dict, update: int, curve_dict) -> None:
     """Write weights.pt, to predict with, and checkpoint.pt, to go on from."""
-    if len(curve_dict["val"]) == 1:  # the first save of a new run
-        keep_old(data_folder)
     about_dict = {key: dataset_dict[key] for key in ("category_list", "box_size", "max_per_class")}
     weights_dict = {"network": part_dict["average"].state_dict(), **about_dict}
     state_dict = {name: part.state_dict() for name, part in part_dict.items()}
     checkpoint_dict = {**state_dict, "update": update, "curves": curve_dict, "run": run_dict}
     for name, content in (("weights.pt", weights_dict), ("checkpoint.pt", checkpoint_dict)):
         path = data_folder / name
+        if path.is_file() and len(curve_dict["val"]) == 1:  # what an earlier run has learned
+            with replacing(path.with_suffix(".old.pt")) as temporary:
+                shutil.copyfile(path, temporary)
         try:
             with replacing(path) as temporary:
                 torch.save(content, temporary)
@@ -433,8 +421,7 @@ def load_checkpoint(data_folder: Path, part_dict, run_dict) -> tuple[int, dict]:
     """Put the checkpoint into network, average and optimizer. Returns updates done, and curves."""
     path = data_folder / "checkpoint.pt"
     if not path.is_file():
-        raise UserError(f"{path}: no such file, so there is nothing to resume; train without "
-                        "--resume")
+        raise UserError(f"{path}: no such file, so nothing to resume; train without --resume")
     try:
         # map_location: what a GPU has saved can go on where there is none.
         saved_dict = torch.load(path, map_location="cpu", weights_only=True)
@@ -458,11 +445,11 @@ def load_checkpoint(data_folder: Path, part_dict, run_dict) -> tuple[int, dict]:
 def print_plan(options, loader, network, device) -> None:
     pictures = len(loader.images_4d_array)
     crops = options.updates * STEPS_PER_UPDATE * BATCH
-    pixels = crops * loader.crop_height * loader.crop_width
-    passes = pixels / (pictures * np.prod(loader.images_4d_array.shape[1:3]))
+    crop_share = loader.crop_height * loader.crop_width / np.prod(loader.images_4d_array.shape[1:3])
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     print(f"{pictures} pictures; {options.updates} updates of {STEPS_PER_UPDATE} x {BATCH} crops = "
-          f"{crops / pictures:.0f} epochs, {passes:.1f} passes over the pixels; on {device}; "
-          f"{sum(p.numel() for p in network.parameters()):,} parameters")
+          f"{crops / pictures:.0f} epochs, {crops * crop_share / pictures:.1f} passes over the "
+          f"pixels; on {device}; {parameters:,} parameters")
 
 
 def show_progress(progress, done: int, row, optimizer, loader) -> None:
@@ -487,53 +474,51 @@ def print_result(progress, loader, class_count: int, curve_dict) -> None:
           f"{confidence:.4f}; wrote weights.pt, results/loss.png and results/train_crops.png")
 
 
-def draw_crops(data_folder: Path, loader, noise_1d, generator, device, category_list) -> None:
+def draw_crops(data_folder: Path, batch, noise_1d, generator) -> None:
     """train_crops.png: the first crops as the network sees them, with arrows: prior -> keypoint."""
-    images_4d, gt_offset_4d, gt_class_id_3d = to_device(loader.make_batch(0), device)
+    images_4d, gt_offset_4d, gt_class_id_3d = batch
     images_4d = augment(images_4d, noise_1d, generator.manual_seed(0))
     rows, columns = gt_class_id_3d.shape[1:]
     priors_3d_array = model.make_priors(rows, columns).numpy()  # [2, 4, 4]
-    plt = pyplot()
-    figure, axes_2d_array = plt.subplots(4, 4, figsize=(9, 9), layout="constrained")
+    figure = Figure(figsize=(9, 9), layout="constrained")
     # The way back to numpy is by the processor: an array cannot live on a GPU.
     array_list = [tensor.cpu().numpy() for tensor in (images_4d, gt_offset_4d, gt_class_id_3d)]
-    for axes, image, offset, class_id_2d_array in zip(axes_2d_array.flat, *array_list):
+    for axes, image, offset, class_id in zip(figure.subplots(4, 4).flat, *array_list):
         axes.imshow(image.transpose(1, 2, 0) / 255, extent=(0, columns * CELL, rows * CELL, 0))
-        for class_id in range(1, len(category_list)):
-            is_here = class_id_2d_array == class_id  # [4, 4]
-            colour = COLOUR_LIST[(class_id - 1) % len(COLOUR_LIST)]
-            axes.quiver(*priors_3d_array[:, is_here], *offset[:, is_here], angles="xy", scale=1,
-                        scale_units="xy", width=0.015, color=colour)
+        learns = class_id > 0  # [4, 4]
+        colour_list = [COLOUR_LIST[(i - 1) % len(COLOUR_LIST)] for i in class_id[learns]]
+        axes.quiver(*priors_3d_array[:, learns], *offset[:, learns], angles="xy", scale=1,
+                    scale_units="xy", width=0.015, color=colour_list)
         axes.set(xticks=range(0, columns * CELL + 1, CELL), yticks=range(0, rows * CELL + 1, CELL),
                  xticklabels=[], yticklabels=[])
         axes.grid(color="white", alpha=0.3)
     figure.suptitle("training crops with all changes; an arrow from each cell that learns a "
-                    "keypoint, a colour a class")
+                    "keypoint, a colour per class")
     save_figure(figure, data_folder / "results" / "train_crops.png")
 
 
-def draw_curves(path: Path, curve_dict) -> None:
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+def draw_curves(data_folder: Path, curve_dict) -> None:
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     for split, style, alpha in (("train", "-", 0.6), ("val", "o:", 1)):
-        update_1d_array, location_1d_array, confidence_1d_array = np.array(curve_dict[split]).T
-        axes.plot(update_1d_array, location_1d_array, style, color="tab:blue", markersize=3,
-                  alpha=alpha, label=f"location, {split}")
-        axes.plot(update_1d_array, confidence_1d_array, style, color="tab:orange", markersize=3,
-                  alpha=alpha, label=f"confidence, {split}")
-    axes.set(xlabel="update", ylabel="loss a crop", yscale="log",
+        update_1d_array, *loss_list = np.array(curve_dict[split]).T
+        for name, loss_1d_array, colour in zip(("location", "confidence"), loss_list,
+                                               ("tab:blue", "tab:orange")):
+            axes.plot(update_1d_array, loss_1d_array, style, color=colour, markersize=3,
+                      alpha=alpha, label=f"{name}, {split}")
+    axes.set(xlabel="update", ylabel="loss per crop", yscale="log",
              title="training loss, and validation loss of the averaged weights")
     axes.grid(alpha=0.3)
     axes.legend()
-    save_figure(figure, path, dpi=120)
+    save_figure(figure, data_folder / "results" / "loss.png")
 
 
 # ---------------------------------------------------------------- the program
 
 def is_prepared(data_folder: Path) -> bool:
-    """Did 01_prepare_data.py come to its end here? It completes dataset.json last."""
+    """Did 01_prepare_data.py come to its end here? It names the splits in dataset.json last."""
     path = data_folder / "dataset.json"
-    return path.is_file() and '"train"' in path.read_text(encoding="utf-8", errors="replace")
+    return path.is_file() and b'"train":' in path.read_bytes()
 
 
 def draw_data_set(data_folder: Path) -> None:

@@ -19,7 +19,6 @@ test would look better there than on any new picture.
 import argparse
 import importlib
 import io
-import json
 import math
 import statistics
 from pathlib import Path
@@ -27,11 +26,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
 from common import (CELL, COLOUR_LIST, DATA_FOLDER, Progress, UserError, command, draw_keypoints,
-                    names_to_draw, pick_device, pyplot, read_data_set, read_image, replacing,
-                    run_main, save_figure, time_calls)
+                    names_to_draw, pick_device, read_data_set, read_image, replacing, run_main,
+                    save_figure, time_calls, write_json)
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
@@ -42,7 +42,7 @@ SPEED_RUNS = 40  # the median of so many is quoted; a machine has always somethi
 SUSPICIOUS_ERROR = 4.0  # px; a label this far from its prediction is worth a look
 
 
-# ---- predictions
+# ---------------------------------------------------------------- predictions and labels in pairs
 
 class Keypoint(NamedTuple):
     """A label or a prediction."""
@@ -78,8 +78,6 @@ def predict_all(network, images_4d_array, max_per_class):
         progress.show(picture + 1)
     return prediction_list
 
-
-# ---- pairing
 
 def pair(prediction_list, truth_list):
     """Pair labels and predictions into (truth, prediction); each of both is in exactly one pair.
@@ -119,7 +117,7 @@ def only_right(pair_list):
             if truth.class_id == prediction.class_id]
 
 
-# ---- confusion matrix, precision and recall
+# ---------------------------------------------------------------- confusion matrix and rates
 
 def confusion_matrix(pair_list, picture_count, class_count):
     """Rows truth, columns prediction: misses in column 0, false alarms in row 0.
@@ -152,7 +150,7 @@ def precision_recall(matrix_2d_array, class_id_list):
 
 def share(part, whole):
     """With nothing to divide by there is no such number: None."""
-    return round(part / whole, 4) if whole else None
+    return round(float(part / whole), 4) if whole else None
 
 
 def overall(pair_list, class_count):
@@ -170,7 +168,7 @@ def precision_recall_curve(all_list, truth_list, class_count):
     return np.array(row_list, float)
 
 
-# ---- pixel error
+# ---------------------------------------------------------------- pixel error
 
 def right_errors(pair_list):
     """Prediction minus truth of the right pairs: dx, dy in px, `[P, 2]`."""
@@ -179,25 +177,32 @@ def right_errors(pair_list):
     return np.array(error_list).reshape(-1, 2)
 
 
-def right_distances(pair_list):
-    return np.hypot(*right_errors(pair_list).T)  # [P]
-
-
-def mean_or_none(value_list, digits=3):
-    return round(float(np.mean(value_list)), digits) if len(value_list) else None
-
-
-def percentile_or_none(value_list, percent):
-    return round(float(np.percentile(value_list, percent)), 3) if len(value_list) else None
+def error_px(pair_list):
+    """Mean, percentiles and bias of the right predictions' errors, in px; None of nothing."""
+    error_2d_array = right_errors(pair_list)
+    if not len(error_2d_array):
+        return dict.fromkeys(["mean", "median", "p90", "p95", "p99", "max", "within_3px", "bias"])
+    distance_1d_array = np.hypot(*error_2d_array.T)  # [P]
+    percentiles = np.percentile(distance_1d_array, (50, 90, 95, 99, 100)).round(3).tolist()
+    return {"mean": round(float(distance_1d_array.mean()), 3),
+            **dict(zip(("median", "p90", "p95", "p99", "max"), percentiles)),
+            "within_3px": share((distance_1d_array <= 3).sum(), len(distance_1d_array)),
+            "bias": error_2d_array.mean(axis=0).round(3).tolist()}
 
 
 def distance_to_best(prediction_list, truth_list):
-    """Mean px from each label to the likeliest prediction of its class in its picture."""
+    """Mean px from each label to the likeliest prediction of its class, however unlikely it is.
+
+    DeepLabCut and Lightning Pose report this. One answer cannot stand for several labels of a
+    class, though: there it is None.
+    """
     best_dict = {}
     for prediction in sorted(prediction_list, key=lambda prediction: prediction.score):
         best_dict[prediction.picture, prediction.class_id] = prediction  # the likeliest comes last
-    return mean_or_none([truth.distance_to(best_dict[truth[:2]])
-                         for truth in truth_list if truth[:2] in best_dict])
+    distance_list = [truth.distance_to(best_dict[truth[:2]])
+                     for truth in truth_list if truth[:2] in best_dict]
+    is_single = len({truth[:2] for truth in truth_list}) == len(truth_list)
+    return round(statistics.fmean(distance_list), 3) if distance_list and is_single else None
 
 
 def summarise(pair_list, all_list, truth_list, picture_count, category_list):
@@ -205,30 +210,19 @@ def summarise(pair_list, all_list, truth_list, picture_count, category_list):
     matrix_2d_array = confusion_matrix(pair_list, picture_count, len(category_list))
     class_dict = {}
     for class_id, name in enumerate(category_list[1:], start=1):
-        own_1d_array = right_distances([(truth, prediction) for truth, prediction in pair_list
-                                        if truth.class_id == class_id])
+        error_dict = error_px([(truth, prediction) for truth, prediction in pair_list
+                               if truth.class_id == class_id])
         class_dict[name] = precision_recall(matrix_2d_array, [class_id])
-        class_dict[name]["error_px"] = {"mean": mean_or_none(own_1d_array),
-                                        "p95": percentile_or_none(own_1d_array, 95)}
-
-    distance_1d_array = right_distances(pair_list)
-    error_dict = {"mean": mean_or_none(distance_1d_array)}
-    for name, percent in (("median", 50), ("p90", 90), ("p95", 95), ("p99", 99), ("max", 100)):
-        error_dict[name] = percentile_or_none(distance_1d_array, percent)
-    error_dict["within_3px"] = mean_or_none(distance_1d_array <= 3, 4)
-    bias_list = [mean_or_none(error_1d_array) for error_1d_array in right_errors(pair_list).T]
-    error_dict["bias"] = bias_list if len(distance_1d_array) else None
-    # DeepLabCut and Lightning Pose report the error over all labels: the best cell of the class
-    # counts, however low its score. One cell cannot stand for several labels of a class, though.
-    is_single = len({truth[:2] for truth in truth_list}) == len(truth_list)
-    error_dict["all_points"] = distance_to_best(all_list, truth_list) if is_single else None
-    # The pairing caps the mean error at 10 px; what was missed shows here.
-    within_dict = {f"{radius}px": share(int((distance_1d_array <= radius).sum()), len(truth_list))
-                   for radius in (2, 5, 10)}
+        class_dict[name]["error_px"] = {"mean": error_dict["mean"], "p95": error_dict["p95"]}
+    distance_1d_array = np.hypot(*right_errors(pair_list).T)  # [P]
     return {"images": picture_count, "classes": class_dict,
             "overall": overall(pair_list, len(category_list)),
             "confusion_matrix": matrix_2d_array.tolist(),
-            "error_px": error_dict, "recall_within": within_dict}
+            "error_px": {**error_px(pair_list),
+                         "all_points": distance_to_best(all_list, truth_list)},
+            # The pairing caps the mean error at 10 px; what was missed shows here.
+            "recall_within": {f"{radius}px": share((distance_1d_array <= radius).sum(),
+                                                   len(truth_list)) for radius in (2, 5, 10)}}
 
 
 def blind_guess(train_label_2d_array, truth_list, picture_count, category_list):
@@ -244,10 +238,10 @@ def blind_guess(train_label_2d_array, truth_list, picture_count, category_list):
             "error_px": distance_to_best(guess_list, truth_list)}
 
 
-# ---- robustness, shift, speed
+# ---------------------------------------------------------------- robustness, shift, speed
 
 def add_noise(image, spread):
-    noise_3d_array = np.random.default_rng(image.height).normal(0, spread, np.shape(image))
+    noise_3d_array = np.random.default_rng(0).normal(0, spread, np.shape(image))
     return Image.fromarray((np.asarray(image) + noise_3d_array).clip(0, 255).astype(np.uint8))
 
 
@@ -285,7 +279,7 @@ def robustness(network, about_dict, images_4d_array, truth_list, threshold):
         pair_list = pair(prediction_list, truth_list)
         rates = overall(pair_list, class_count)
         result_dict[name] = {"precision": rates["precision"], "recall": rates["recall"],
-                             "mean_error_px": mean_or_none(right_distances(pair_list))}
+                             "mean_error_px": error_px(pair_list)["mean"]}
         progress.show(len(result_dict))
     return result_dict
 
@@ -310,30 +304,25 @@ def shift_test(network, about_dict, images_4d_array, truth_list, threshold):
                          for found in found_list]
             for truth, back in only_right(pair(back_list, list(places_dict))):
                 places_dict[truth].append((back.x, back.y))
-        for place_list in places_dict.values():
-            wanted += CELL
-            if place_list:
-                mean_place = np.mean(place_list, axis=0)
-                distance_list += [math.dist(place, mean_place) for place in place_list]
+        wanted += CELL * len(places_dict)
+        for place_list in filter(None, places_dict.values()):
+            middle = np.mean(place_list, axis=0)
+            distance_list += [math.dist(place, middle) for place in place_list]
         progress.show(done)
+    lost = share(wanted - len(distance_list), wanted)
     if not distance_list:
-        return {"std_px": None, "max_px": None, "lost": share(wanted, wanted)}
+        return {"std_px": None, "max_px": None, "lost": lost}
     return {"std_px": round(math.sqrt(np.mean(np.square(distance_list))), 3),
-            "max_px": round(max(distance_list), 3),
-            "lost": share(wanted - len(distance_list), wanted)}
+            "max_px": round(max(distance_list), 3), "lost": lost}
 
 
 def speed(network, about_dict, images_4d_array):
-    """Median ms to decode a JPEG, of the network alone, and from picture file to keypoints.
-
-    floor_ms: what the network's multiply-adds take at the rate of a 1024 x 1024 matrix product.
-    """
+    """Median ms to decode a JPEG, of the network alone, and from picture file to keypoints."""
     device = network.head.weight.device
     file = io.BytesIO()
     Image.fromarray(images_4d_array[0]).save(file, "JPEG", quality=90)
     image_4d = torch.from_numpy(images_4d_array[:1].copy()).to(device)  # [1, 1920, 320, 3]
     image_4d = image_4d.permute(0, 3, 1, 2)  # [1, 3, 1920, 320]
-    matrix_2d = torch.rand(1024, 1024, device=device)  # [1024, 1024]
 
     def decode():
         file.seek(0)
@@ -341,26 +330,14 @@ def speed(network, about_dict, images_4d_array):
 
     def median_ms(function):
         with torch.inference_mode():
-            return statistics.median(time_calls(function, device, SPEED_RUNS))
+            return round(statistics.median(time_calls(function, device, SPEED_RUNS)), 2)
 
     picture_ms = median_ms(lambda: model.find_keypoints(network, about_dict, decode()))
-    matmul_ms = median_ms(lambda: matrix_2d @ matrix_2d)
-    class_count = len(about_dict["category_list"])
-    multiply_adds = model.multiply_adds(*images_4d_array.shape[1:3], class_count)
-    return {"decode_ms": round(median_ms(decode), 2),
-            "network_ms": round(median_ms(lambda: network(image_4d)), 2),
-            "picture_ms": round(picture_ms, 2),
-            "pictures_per_second": round(1000 / picture_ms, 1),
-            "multiply_adds": multiply_adds,
-            "matmul_rate": round(1024 ** 3 / matmul_ms / 1e6, 1),  # billions a second
-            "floor_ms": round(multiply_adds / 1024 ** 3 * matmul_ms, 2)}
+    return {"decode_ms": median_ms(decode), "network_ms": median_ms(lambda: network(image_4d)),
+            "picture_ms": picture_ms, "pictures_per_second": round(1000 / picture_ms, 1)}
 
 
-# ---- pictures
-
-def new_plot(width, height, text=""):
-    return pyplot(text).subplots(figsize=(width, height), layout="constrained")
-
+# ---------------------------------------------------------------- pictures
 
 def draw_confusion(path, matrix_list, name_list):
     """Colours: share of the labels in a row; of false alarms, of the predictions in the column."""
@@ -370,7 +347,8 @@ def draw_confusion(path, matrix_list, name_list):
     share_2d_array[0] = matrix_2d_array[0] / np.maximum(matrix_2d_array.sum(axis=0), 1)
     name_list = [name[:25] for name in name_list]
     side = 2 + 0.45 * max(4, len(name_list)) + 0.1 * max(map(len, name_list))
-    figure, axes = new_plot(side, side, "".join(name_list))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
     axes.imshow(share_2d_array, cmap="Blues", vmin=0, vmax=1.6)  # black text shows on every blue
     for (row, column), count in np.ndenumerate(matrix_2d_array):
         if count:
@@ -382,7 +360,8 @@ def draw_confusion(path, matrix_list, name_list):
 
 
 def draw_curve(path, curve_2d_array, threshold):
-    figure, axes = new_plot(7, 4)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     axes.plot(curve_2d_array[:, 0], curve_2d_array[:, 1:], label=["precision", "recall"])
     axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:g}")
     axes.set(title="precision and recall against the threshold", xlabel="threshold")
@@ -391,15 +370,34 @@ def draw_curve(path, curve_2d_array, threshold):
 
 
 def draw_errors(path, error_2d_array):
-    """A dot a keypoint. Half a pixel forgotten somewhere shows as a cloud beside the cross."""
+    """A dot per keypoint. Half a pixel forgotten somewhere shows as a cloud beside the cross."""
     reach = max(1, np.abs(error_2d_array).max(initial=0))
-    figure, axes = new_plot(6, 6)
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axes = figure.subplots()
     axes.scatter(*error_2d_array.T, s=8, alpha=0.5)
     axes.axhline(0, color="black", linewidth=0.5)
     axes.axvline(0, color="black", linewidth=0.5)
     axes.set(title=f"prediction minus label of {len(error_2d_array)} keypoints", xlabel="x, px",
              ylabel="y, px", xlim=(-reach, reach), ylim=(reach, -reach))
     save_figure(figure, path)
+
+
+def worst_cases(pair_list):
+    """At most twenty pairs: wrong ones, false alarms first, then those with the largest errors."""
+    wrong_list = [(truth, prediction) for truth, prediction in pair_list
+                  if truth.class_id != prediction.class_id]
+    wrong_list.sort(key=lambda pair: (pair[1].class_id == 0, -pair[1].score))
+    right_list = only_right(pair_list)
+    right_list.sort(key=lambda pair: pair[0].distance_to(pair[1]), reverse=True)
+    return (wrong_list[:15] + right_list)[:20]
+
+
+def verdict(truth, prediction):
+    if truth.class_id == prediction.class_id:
+        return f"{truth.distance_to(prediction):.2f} px off"
+    if prediction.class_id == 0:
+        return "missed"
+    return f"{'confused' if truth.class_id else 'false alarm'}, {prediction.score:.2f}"
 
 
 def draw_cases(path, pair_list, images_4d_array, file_list, name_list):
@@ -424,39 +422,7 @@ def draw_cases(path, pair_list, images_4d_array, file_list, name_list):
         sheet.save(temporary, "PNG")
 
 
-def verdict(truth, prediction):
-    if truth.class_id == prediction.class_id:
-        return f"{truth.distance_to(prediction):.2f} px off"
-    if prediction.class_id == 0:
-        return "missed"
-    return f"{'confused' if truth.class_id else 'false alarm'}, {prediction.score:.2f}"
-
-
-def worst_cases(pair_list):
-    """At most twenty pairs: wrong ones, the surest first, then those with the largest errors."""
-    wrong_list = [(truth, prediction) for truth, prediction in pair_list
-                  if truth.class_id != prediction.class_id]
-    wrong_list.sort(key=lambda pair: pair[1].score, reverse=True)
-    right_list = only_right(pair_list)
-    right_list.sort(key=lambda pair: pair[0].distance_to(pair[1]), reverse=True)
-    return (wrong_list[:15] + right_list)[:20]
-
-
-def print_suspicious(pair_list, file_list, category_list):
-    suspicious_list = [(truth, prediction) for truth, prediction in pair_list
-                       if truth.class_id != prediction.class_id
-                       or truth.distance_to(prediction) > SUSPICIOUS_ERROR]
-    print(f"\n{len(suspicious_list)} labels disagree with the predictions")
-    if suspicious_list:
-        print("A false alarm may be a label that is missing, a miss one too many, a confusion two\n"
-              "swapped, an error of many px one that was moved. The worst (see label_check.png):")
-    for truth, prediction in worst_cases(suspicious_list):
-        place = f"{file_list[truth.picture]}  x {truth.x:.0f} y {truth.y:.0f}"
-        label, found = category_list[truth.class_id], category_list[prediction.class_id]
-        print(f"  {place}  label {label}, prediction {found}: {verdict(truth, prediction)}")
-
-
-# ---- report
+# ---------------------------------------------------------------- report
 
 def print_row(name, value_list, width=10):
     text = f"{name[:20]:20}"
@@ -490,7 +456,19 @@ def print_report(metrics, category_list):
             print(f"{key}: " + ", ".join(text_list))
 
 
-# ---- the whole evaluation
+def print_suspicious(pair_list, file_list, category_list):
+    suspicious_list = [(truth, prediction) for truth, prediction in pair_list
+                       if truth.class_id != prediction.class_id
+                       or truth.distance_to(prediction) > SUSPICIOUS_ERROR]
+    print(f"\n{len(suspicious_list)} labels disagree with the predictions"
+          + ("; the worst (see label_check.png):" if suspicious_list else ""))
+    for truth, prediction in worst_cases(suspicious_list):
+        print(f"  {file_list[truth.picture]}  x {truth.x:.0f} y {truth.y:.0f}  label "
+              f"{category_list[truth.class_id]}, prediction {category_list[prediction.class_id]}: "
+              f"{verdict(truth, prediction)}")
+
+
+# ---------------------------------------------------------------- the program
 
 def load(data_folder, split):
     """The network, what it knows, dataset.json and the arrays; UserError where they do not fit."""
@@ -550,9 +528,7 @@ def main():
 
     folder = options.data / "results"
     suffix = "" if options.split == "test" else f"_{options.split}"
-    with replacing(folder / f"metrics{suffix}.json") as temporary:
-        text = json.dumps(metrics, indent=1, ensure_ascii=False)
-        temporary.write_text(text, encoding="utf-8")
+    write_json(folder / f"metrics{suffix}.json", metrics)
     curve_2d_array = precision_recall_curve(all_list, truth_list, len(category_list))
     name_list, file_list = names_to_draw(category_list), dataset_dict[options.split]["file_list"]
     draw_curve(folder / f"precision_recall{suffix}.png", curve_2d_array, options.threshold)

@@ -23,7 +23,6 @@ import contextlib
 import http.server
 import importlib
 import io
-import itertools
 import json
 import math
 import shutil
@@ -38,9 +37,9 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from common import (CELL, COLOUR_LIST, DATA_FOLDER, IMAGE_FORMATS, IMAGE_SUFFIXES, UserError,
-                    command, draw_keypoints, names_to_draw, pick_device, read_image, replacing,
-                    run_main, write_labelimg_xml)
+from common import (CELL, COLOUR_LIST, DATA_FOLDER, IMAGE_SUFFIXES, UserError, command,
+                    draw_keypoints, names_to_draw, pick_device, read_image, replacing, run_main,
+                    write_json, write_labelimg_xml)
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
@@ -129,9 +128,8 @@ def predict_files(network, about_dict: dict, options) -> None:
     refuse_to_overwrite(folder, path_list, name_list, options)
     class_list = about_dict["category_list"][1:]
     label_list = names_to_draw(about_dict["category_list"])[1:]
-    colour_cycle = itertools.cycle(COLOUR_LIST)
-    style_dict = {name: {"class": name, "label": label, "colour": colour}
-                  for name, label, colour in zip(class_list, label_list, colour_cycle)}
+    style_dict = {name: {"class": name, "label": label, "colour": COLOUR_LIST[i % len(COLOUR_LIST)]}
+                  for i, (name, label) in enumerate(zip(class_list, label_list))}
     entry_list = []
     start_time = time.perf_counter()
     for number, (path, name) in enumerate(zip(path_list, name_list), start=1):
@@ -142,13 +140,13 @@ def predict_files(network, about_dict: dict, options) -> None:
             continue
         keypoint_list = predict(network, about_dict, image_3d_array, options.threshold)
         entry_list.append({"image": str(path), "keypoints": keypoint_list})
+        styled_list = [{**keypoint, **style_dict[keypoint["class"]]} for keypoint in keypoint_list]
+        drawn = draw_keypoints(Image.fromarray(image_3d_array), styled_list)
+        save_png(folder / f"{name}.png", drawn)
         best_dict = {}
         if options.map or not keypoint_list:
             map_3d_array = class_maps(network, image_3d_array)  # [2, 60, 10]
             best_dict = dict(zip(class_list, map_3d_array.max(axis=(1, 2))))
-        styled_list = [{**keypoint, **style_dict[keypoint["class"]]} for keypoint in keypoint_list]
-        drawn = draw_keypoints(Image.fromarray(image_3d_array), styled_list)
-        save_png(folder / f"{name}.png", drawn)
         if options.map:
             map_image = draw_map(drawn, image_3d_array, map_3d_array, list(style_dict.values()))
             save_png(folder / f"{name}_map.png", map_image)
@@ -158,9 +156,7 @@ def predict_files(network, about_dict: dict, options) -> None:
         words = in_words(keypoint_list, best_dict, options.threshold)
         print(f"{number}/{len(path_list)}  {path}  {width} x {height} px  {words}")
     if options.json:
-        text = json.dumps(entry_list, indent=1, ensure_ascii=False)
-        with replacing(options.json) as temporary:  # a picture's name need not be proper Unicode
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_json(options.json, entry_list)
     report(entry_list, len(path_list), time.perf_counter() - start_time, folder, options)
 
 
@@ -313,7 +309,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise Refusal(413, f"{length:,} bytes are more than {MAX_BODY:,}; shrink the picture")
         body = self.rfile.read(length)
         with self.server.at_work:  # waits while MOST_AT_WORK others are at it
-            image_3d_array = decode_upload(body)
+            try:
+                image_3d_array = read_image(io.BytesIO(body), MAX_SERVED_PIXELS)
+            except UserError as error:
+                raise Refusal(415, f"{error}; send its bytes: curl --data-binary @a.jpg") from None
             return predict(self.server.network, self.server.about_dict, image_3d_array, threshold)
 
     def answer(self, status: int, content, content_type: str = "application/json") -> None:
@@ -331,21 +330,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_WR)
             while self.rfile.read(65536):  # to hang up on who still sends would lose the answer
                 pass
-
-
-def decode_upload(body: bytes) -> np.ndarray:
-    """The picture in a request, uint8 `[H, W, 3]`: its size is looked at before it is decoded."""
-    try:
-        with Image.open(io.BytesIO(body), formats=IMAGE_FORMATS) as image:
-            width, height = image.size
-    except Exception:  # damaged bytes can raise nearly anything
-        raise Refusal(415, "no picture; send a file's bytes: curl --data-binary @a.jpg") from None
-    if width * height > MAX_SERVED_PIXELS:
-        raise Refusal(413, f"{width} x {height} px is more than {MAX_SERVED_PIXELS:,}; shrink it")
-    try:
-        return read_image(io.BytesIO(body))
-    except UserError as error:
-        raise Refusal(415, str(error)) from None
 
 
 def make_server(address: tuple, network, about_dict: dict, threshold: float, sample_folder: Path):

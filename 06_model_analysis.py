@@ -19,7 +19,6 @@ import importlib
 import inspect
 import io
 import math
-import os
 import queue
 import threading
 import time
@@ -27,12 +26,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import (CELL, DATA_FOLDER, UserError, command, pad_image, pick_device, pyplot,
-                    read_image, round_up_to_cell, run_main, save_figure, time_calls)
+from common import (CELL, DATA_FOLDER, UserError, command, pad_image, pick_device, read_image,
+                    round_up_to_cell, run_main, save_figure, time_calls)
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
@@ -41,7 +42,7 @@ MB, GB = 2 ** 20, 2 ** 30  # bytes
 CARD = 4 * GB - GB // 2  # bytes of a small card, less the half GB that CUDA itself takes
 RUNS = 15  # calls, of which the fastest is quoted
 FEED_STEPS, QUEUE_SIZE = 20, 4  # steps of a row of chapter 9, batches that may wait there
-KIND_DICT = {nn.Conv2d: "conv", nn.MaxPool2d: "pool", nn.BatchNorm2d: "BN", nn.ReLU: "ReLU"}
+KIND_DICT = {nn.Conv2d: "conv", nn.BatchNorm2d: "BN", nn.ReLU: "ReLU"}
 
 
 # ---------------------------------------------------------------- compute, check, show
@@ -61,17 +62,15 @@ def describe(layer_list, channels: int, height: int, width: int) -> list[dict]:
         if kind is None:
             raise UserError(f"02_model.py has a {type(layer).__name__}, which describe() in "
                             "06_model_analysis.py does not know; add it there")
-        row = {"layer": layer, "in_shape": (channels, height, width), "parameters": 0,
-               "multiply_adds": 0, "formula": ""}
-        if kind in ("conv", "pool"):
-            kernel, stride, padding = (value if isinstance(value, int) else value[0] for value
-                                       in (layer.kernel_size, layer.stride, layer.padding))
+        row = {"layer": layer, "kind": kind, "in_shape": (channels, height, width),
+               "parameters": 0, "multiply_adds": 0, "formula": ""}
+        if kind == "conv":
+            kernel, stride, padding = layer.kernel_size[0], layer.stride[0], layer.padding[0]
             height = (height + 2 * padding - kernel) // stride + 1
             width = (width + 2 * padding - kernel) // stride + 1
             geometry_list.append((kernel, stride, padding))
             row.update(kernel=kernel, stride=stride, padding=padding)
             row["size"], row["jump"], row["centre"] = model.receptive_field(geometry_list)
-        if kind == "conv":
             channels_in, channels = channels // layer.groups, layer.out_channels
             weights = kernel * kernel * channels_in * channels
             biases = channels if layer.bias is not None else 0
@@ -80,16 +79,9 @@ def describe(layer_list, channels: int, height: int, width: int) -> list[dict]:
             row.update(parameters=weights + biases, multiply_adds=weights * height * width)
         if kind == "BN":
             row.update(parameters=2 * channels, formula=f"2x{channels}")
-        block = len(geometry_list)  # a convolution or pooling begins the next one
-        row.update(name=f"{kind} {block}", block=block, out_shape=(channels, height, width))
+        row.update(name=f"{kind} {len(geometry_list)}", out_shape=(channels, height, width))
         row_list.append(row)
     return row_list
-
-
-def split_blocks(row_list) -> list[list[dict]]:
-    """The rows of each convolution (or pooling) together with the BN and ReLU that follow it."""
-    block_list = sorted({row["block"] for row in row_list})
-    return [[row for row in row_list if row["block"] == block] for block in block_list]
 
 
 def check(what: str, by_formula, by_pytorch, tolerance: float = 0.0) -> None:
@@ -135,7 +127,7 @@ def print_shapes(row_list, image_4d) -> None:
     for row in row_list:
         feature_4d = row["layer"](feature_4d)
         check(f"shape after {row['name']}", row["out_shape"], feature_4d.shape[1:])
-        if "kernel" in row:
+        if row["kind"] == "conv":
             how = f"+ 2x{row['padding']} - {row['kernel']})/{row['stride']} + 1"
             height, width = (f"({length} {how}" for length in row["in_shape"][1:])
             shape = " x ".join(map(str, row["out_shape"]))
@@ -229,7 +221,7 @@ def print_receptive_field(row_list, image_3d_array, ground: str) -> tuple[np.nda
     side = (size // jump // 2 * 2 + 3) * jump  # an odd number of cells, more than one can see
     crops_4d, table_list = cut_crops(image_3d_array, side).to(pick_device()), []
     for index, row in enumerate(row_list):
-        if "kernel" in row:
+        if row["kind"] == "conv":
             layer_list = [row["layer"] for row in row_list[:index + 1]]
             map_2d_array, prior = gradient_map(layer_list, crops_4d, row["jump"])
             column_1d_array = np.flatnonzero(map_2d_array.any(axis=0))  # those with any gradient
@@ -264,7 +256,7 @@ def print_batch_norm(row_list, image_4d) -> None:
     table_2d = torch.stack([value_1d, trained_by_hand_1d, trained_1d, used_by_hand_1d, used_1d])
     print_table(("x", "training: (x - 4)/sqrt(5)", "by PyTorch",
                  "evaluation: (x - 0.4)/sqrt(1.567)", "by PyTorch"), table_2d.T.tolist())
-    print_orders([row["layer"] for row in row_list[:-1] if "conv" in row["name"]], image_4d)
+    print_orders([row["layer"] for row in row_list[:-1] if row["kind"] == "conv"], image_4d)
 
 
 def print_orders(conv_list, image_4d) -> None:
@@ -290,26 +282,23 @@ def print_orders(conv_list, image_4d) -> None:
 def predict_memory(row_list, batch: int) -> tuple[list[int], int]:
     """Bytes that each layer saves for backward; and the most that these and gradients take.
 
-    Convolution, BN and pooling save their input, ReLU its output; BN also its batch's mean and
-    1 / deviation, pooling an int64 place for each number out. A tensor that two layers save counts
-    once: an in-place ReLU's output is also BN's, and the next convolution's input. A layer's turn
-    of backward needs what it and those before saved, and the gradients of its output and input.
+    Convolution and BN save their input, ReLU its output; BN also its batch's mean and 1 /
+    deviation. A tensor that two layers save counts once: an in-place ReLU's output is also BN's,
+    and the next convolution's input. A layer's turn of backward needs what it and those before
+    saved, and the gradients of its output and input.
     """
     saved_list, peak = [], 0
     is_saved = False  # is the tensor that comes into this layer saved already?
     for index, row in enumerate(row_list):
-        layer, saved = row["layer"], 0
         bytes_in, bytes_out = (4 * batch * math.prod(row[key]) for key in ("in_shape", "out_shape"))
-        if not isinstance(layer, nn.ReLU) and not is_saved:
-            saved, is_saved = bytes_in, True
-        if isinstance(layer, nn.BatchNorm2d):
-            saved += 2 * 4 * row["out_shape"][0]
-        if isinstance(layer, nn.MaxPool2d):
-            saved += 2 * bytes_out  # int64 takes twice as much as float32
-        if not getattr(layer, "inplace", False):
+        saved = 0
+        if row["kind"] == "ReLU":
+            if not (is_saved and row["layer"].inplace):
+                saved, is_saved = bytes_out, True
+        else:
+            saved = 0 if is_saved else bytes_in
+            saved += 2 * 4 * row["out_shape"][0] if row["kind"] == "BN" else 0
             is_saved = False  # a new tensor comes out
-        if isinstance(layer, nn.ReLU) and not is_saved:
-            saved, is_saved = bytes_out, True
         saved_list.append(saved)
         gradient_in = bytes_in if index else 0  # nobody asks for the picture's gradient
         peak = max(peak, sum(saved_list) + bytes_out + gradient_in)
@@ -365,7 +354,7 @@ def print_memory(row_list, network, batch: int) -> None:
         ("Adam: two averages a weight, a counter a tensor", 2 * weights + 4 * len(parameter_list),
          bytes_of(tensor for state in state_list for tensor in state.values())),
         ("BN: two averages a channel, an int64 counter",
-         sum(2 * 4 * row["out_shape"][0] + 8 for row in row_list if "BN" in row["name"]),
+         sum(2 * 4 * row["out_shape"][0] + 8 for row in row_list if row["kind"] == "BN"),
          bytes_of(network.buffers()))]
     fixed = sum(by_formula for _, by_formula, _ in table_list)
     table_list.append(("the batch as uint8", images_4d.numel(), images_4d.nbytes))
@@ -465,17 +454,17 @@ def print_threads(network) -> None:
 # ---------------------------------------------------------------- pictures
 
 def draw_layers(path: Path, row_list) -> None:
-    """Parameters beside memory, block by block."""
-    block_list = split_blocks(row_list)
-    parameters_dict = {row["name"]: row["parameters"] for row in row_list}
-    saved_dict = dict(zip(parameters_dict, predict_memory(row_list, batch=1)[0]))
-    figure, (left, right) = pyplot().subplots(1, 2, figsize=(9, 1 + 0.36 * len(block_list)),
-                                              layout="constrained", sharey=True)
-    for axes, title, colour, cost_dict, unit in (
-            (left, "parameters, thousands", "tab:blue", parameters_dict, 1e3),
-            (right, "saved for backward, MB a picture", "tab:orange", saved_dict, MB)):
-        value_list = [sum(cost_dict[row["name"]] for row in block) / unit for block in block_list]
-        bars = axes.barh([block[0]["name"] for block in block_list], value_list, color=colour)
+    """Parameters beside memory; a convolution together with its BN and ReLU."""
+    conv_list = [index for index, row in enumerate(row_list) if row["kind"] == "conv"]
+    figure = Figure(figsize=(9, 1 + 0.36 * len(conv_list)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, title, colour, cost_list in (
+            (left, "parameters, thousands", "tab:blue", [row["parameters"] / 1e3
+                                                         for row in row_list]),
+            (right, "saved for backward, MB a picture", "tab:orange",
+             [saved / MB for saved in predict_memory(row_list, batch=1)[0]])):
+        value_list = np.add.reduceat(cost_list, conv_list)  # sums from each conv to the next
+        bars = axes.barh([row_list[index]["name"] for index in conv_list], value_list, color=colour)
         axes.bar_label(bars, [f"{value:.1f}" for value in value_list], padding=3)
         axes.set(title=f"{title}: {sum(value_list):.1f}", xlim=(0, 1.15 * max(value_list)))
         axes.spines[["top", "right"]].set_visible(False)
@@ -485,15 +474,16 @@ def draw_layers(path: Path, row_list) -> None:
 
 def draw_receptive_field(path: Path, map_2d_array, size: int, most: int, ground: str) -> None:
     """What a cell looks at. size: px that it can see; most: side with 90 % of the gradient, px."""
-    plt, half = pyplot(), len(map_2d_array) / 2
-    figure, axes = plt.subplots(figsize=(6.5, 5.5), layout="constrained")
+    half = len(map_2d_array) / 2
+    figure = Figure(figsize=(6.5, 5.5), layout="constrained")
+    axes = figure.subplots()
     image = axes.imshow(np.sqrt(map_2d_array / map_2d_array.max()), cmap="magma",
                         extent=(-half, half, half, -half))
     figure.colorbar(image, label="root of |gradient|, largest = 1")
     for side, colour, name in ((size, "tab:green", "can see"), (CELL, "tab:red", "its own cell"),
                                (most, "tab:cyan", "90 % of the gradient")):
-        axes.add_patch(plt.Rectangle((-side / 2, -side / 2), side, side, fill=False,
-                                     edgecolor=colour, linewidth=2, label=f"{name}: {side} px"))
+        axes.add_patch(Rectangle((-side / 2, -side / 2), side, side, fill=False, edgecolor=colour,
+                                 linewidth=2, label=f"{name}: {side} px"))
     axes.set(xlabel="px from the prior", ylabel="px from the prior",
              title=f"what one cell looks at, on {ground}")
     axes.legend(loc="upper left")
@@ -501,14 +491,6 @@ def draw_receptive_field(path: Path, map_2d_array, size: int, most: int, ground:
 
 
 # ---------------------------------------------------------------- the program
-
-def device_memory() -> float:
-    """Bytes of the memory that tensors live in; infinite on Windows, which does not say."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(pick_device()).total_memory
-    has_sysconf = hasattr(os, "sysconf")
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if has_sysconf else math.inf
-
 
 def run_chapter(chapter, *arguments):
     """A chapter's docstring is its heading."""
@@ -523,8 +505,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8,
                         help="pictures in the batch of chapters 6 and 7 (default: %(default)s)")
     options = parser.parse_args()
-    if options.batch < 1:
-        parser.error("--batch must be at least 1")
+    if not 1 <= options.batch <= 100:  # 30 MB of memory a picture
+        parser.error("--batch must lie between 1 and 100")
     torch.manual_seed(0)
     weights_path, device = model.find_weights(options.data), pick_device()
     try:
@@ -545,10 +527,6 @@ def main() -> None:
 
     row_list = describe([*network.body, network.head], *image_4d.shape[1:])
     row_list[-1]["name"] = "head"
-    needed, there = predict_memory(row_list, options.batch)[1], device_memory()
-    if needed > there:
-        raise UserError(f"--batch {options.batch}: chapter 6 would need {needed // GB:,} GB, there "
-                        f"are {there / GB:,.1f} GB; choose a smaller one")
     with torch.no_grad():
         run_chapter(print_shapes, row_list, image_4d)
         run_chapter(print_parameters, row_list, network)

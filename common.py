@@ -1,12 +1,10 @@
 """What at least two of the six scripts need, and nothing else.
 
-It imports none of the scripts, so it can be read first or last. It holds, in this order: geometry
-and folders, telling the user what is wrong, reading the data set, device and timing, reading a
-picture, drawing keypoints and plots, writing LabelImg's XML, and a progress bar.
+It imports none of the scripts, so it can be read first or last. In this order: folders, telling
+the user what is wrong, the data set, device and time, pictures, LabelImg's XML, a progress bar.
 """
 
 import contextlib
-import functools
 import json
 import os
 import shlex
@@ -27,6 +25,10 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # Pillow would hand PostScript to a program
 MAX_PIXELS = 50_000_000  # a picture above this is refused: a few bytes can unpack to gigabytes
 COLOUR_LIST = ["#00e5ff", "#ff4fd8", "#a6ff00", "#ffd400", "#ff7b3a", "#8f9bff"]  # class by class
+TURN_DICT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+             4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+             6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+             8: Image.Transpose.ROTATE_90}  # by EXIF tag 274: how a camera was held
 Image.init()  # loads every format now, since Pillow would load WEBP and TIFF too late
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; ours refuses
 
@@ -81,6 +83,12 @@ def replacing(path: Path):
         temporary.unlink(missing_ok=True)
 
 
+def write_json(path: Path, content) -> None:
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    with replacing(path) as temporary:  # a file's name need not be proper Unicode, hence errors
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 # ---------------------------------------------------------------- data set, device, time
 
 def read_data_set(folder: Path) -> tuple[dict, dict]:
@@ -93,11 +101,11 @@ def read_data_set(folder: Path) -> tuple[dict, dict]:
     if not path.is_file():
         fix = command("01_prepare_data.py", folder)
         raise UserError(f"{path}: no such file; make it with {fix}, for your own pictures --source")
+    array_dict = {}
     try:
         dataset_dict = json.loads(path.read_text(encoding="utf-8"))
         for name in ("category_list", "box_size", "max_per_class", "train", "val", "test"):
             dataset_dict[name]  # a KeyError here rather than later
-        array_dict = {}
         for split in ("train", "val", "test"):
             path = folder / f"{split}_images.npy"
             images_4d_array = np.load(path, mmap_mode="r")
@@ -136,15 +144,9 @@ def time_calls(function, device: torch.device, runs: int) -> list[float]:
     return time_list[3:]
 
 
-# ---------------------------------------------------------------- reading a picture
+# ---------------------------------------------------------------- pictures
 
-ORIENTATION_DICT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-                    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-                    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-                    8: Image.Transpose.ROTATE_90}  # EXIF tag 274: how a camera was held
-
-
-def read_image(path) -> np.ndarray:
+def read_image(path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read a picture as uint8 `[height, width, 3]`, RGB. `path`: a path, or an open binary file.
 
     Turned as its EXIF orientation says (LabelImg does so too); grey, palette and CMYK become RGB,
@@ -153,14 +155,19 @@ def read_image(path) -> np.ndarray:
     name = path if isinstance(path, (str, os.PathLike)) else "the picture"
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                size = f"{image.width} x {image.height} px"
-                raise UserError(f"{name}: {size} is more than {MAX_PIXELS:,} px; shrink it")
+            size = f"{image.width} x {image.height} px"
+            if image.width * image.height > max_pixels:
+                raise UserError(f"{name}: {size} is more than {max_pixels:,} px; shrink it")
+            if image.mode[0] in "IF":  # 16 or 32 bits, whose white may be 255, 4095, 65535 or 1.0
+                raise UserError(f"{name}: holds more than 8 bits a pixel; save it with 8 bits")
             image.load()
             orientation = image.getexif().get(274)
-            if orientation in ORIENTATION_DICT:
-                image = image.transpose(ORIENTATION_DICT[orientation])
-            return np.array(to_rgb(image, name))
+            if orientation in TURN_DICT:
+                image = image.transpose(TURN_DICT[orientation])
+            if "A" in image.getbands() or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return np.array(image.convert("RGB"))
     except UserError:
         raise
     except FileNotFoundError:
@@ -169,31 +176,6 @@ def read_image(path) -> np.ndarray:
         reason = f"{str(error).split(' <')[0].split(chr(10))[0][:80]}" or type(error).__name__
         fix = "save it again as JPEG or PNG"
         raise UserError(f"{name}: not a readable picture ({reason}); {fix}") from None
-
-
-def to_rgb(image: Image.Image, name) -> Image.Image:
-    """RGB with 8 bits a colour. What does not say how bright its numbers are is refused."""
-    if image.mode.startswith("I;16"):  # convert("RGB") would clip all above 255 to white
-        grey_2d_array = np.asarray(image).astype(np.int32)
-        if 0 < grey_2d_array.max() < 4096:
-            raise UserError(f"{name}: 16-bit grey that holds numbers up to {grey_2d_array.max()} "
-                            "only, nearly black; save it with 8 bits")
-        return Image.fromarray((grey_2d_array // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        kind = "32-bit whole numbers" if image.mode == "I" else "floating-point numbers"
-        raise UserError(f"{name}: holds {kind}, whose white is not known; save it with 8 bits")
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def pad_image(image_3d_array: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Repeat right column and bottom row up to `height` x `width`: no coordinate changes."""
-    rows, columns = image_3d_array.shape[:2]
-    if (rows, columns) == (height, width):
-        return image_3d_array
-    return np.pad(image_3d_array, ((0, height - rows), (0, width - columns), (0, 0)), mode="edge")
 
 
 def round_up_to_cell(length: int) -> int:
@@ -205,31 +187,19 @@ def round_up_to_cell(length: int) -> int:
     return (length + CELL - 1) // CELL * CELL
 
 
-# ---------------------------------------------------------------- drawing
-
-@functools.lru_cache
-def find_font(text: str):
-    """A font of this computer that has all letters of `text` (matplotlib's entry), else None."""
-    from matplotlib import font_manager, ft2font
-    entry_list = font_manager.fontManager.ttflist
-    for entry in sorted(entry_list, key=lambda entry: entry.name != "DejaVu Sans"):
-        if entry.name.startswith("Last Resort"):  # matplotlib's own, with a box for every letter
-            continue
-        try:
-            if {ord(letter) for letter in text} <= set(ft2font.FT2Font(entry.fname).get_charmap()):
-                return entry
-        except (OSError, RuntimeError):  # listed, but gone or damaged
-            continue
-    return None
+def pad_image(image_3d_array: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Repeat right column and bottom row up to `height` x `width`: no coordinate changes."""
+    rows, columns = image_3d_array.shape[:2]
+    return np.pad(image_3d_array, ((0, height - rows), (0, width - columns), (0, 0)), mode="edge")
 
 
 def names_to_draw(category_list: list[str]) -> list[str]:
-    """The names as pictures show them: a class's number where no font has the letters."""
-    if "".join(category_list).isascii() or find_font("".join(category_list)):
+    """The names as pictures show them: numbers where a font might lack the letters."""
+    if "".join(category_list).isascii():
         return category_list
-    print("no font of this computer has the letters of the class names: pictures show numbers, "
+    print("pictures show the classes as numbers: "
           + ", ".join(f"{i} = {name}" for i, name in enumerate(category_list) if i))
-    return [category_list[0], *map(str, range(1, len(category_list)))]
+    return list(map(str, range(len(category_list))))
 
 
 def draw_keypoints(image: Image.Image, keypoint_list: list[dict]) -> Image.Image:
@@ -240,58 +210,44 @@ def draw_keypoints(image: Image.Image, keypoint_list: list[dict]) -> Image.Image
     """
     image = image.convert("RGB")
     canvas = ImageDraw.Draw(image)
+    font = ImageFont.load_default(14)
     for keypoint in keypoint_list:
         x, y = keypoint["x"] - 0.5, keypoint["y"] - 0.5  # pixel c covers [c, c + 1)
         for width, ink in ((4, "black"), (2, keypoint.get("colour", COLOUR_LIST[0]))):
             canvas.rectangle([v - 0.5 for v in keypoint["box"]], outline=ink, width=width)
             canvas.line([x - 5, y, x + 5, y], fill=ink, width=width - 1)
             canvas.line([x, y - 5, x, y + 5], fill=ink, width=width - 1)
-    taken_list = [keypoint["box"] for keypoint in keypoint_list]  # no text covers a box or a text
+    taken_list = [keypoint["box"] for keypoint in keypoint_list]
     for keypoint in keypoint_list:
         text = keypoint.get("label", keypoint["class"])
         text += f" {keypoint['score']:.2f}" if "score" in keypoint else ""
-        entry = None if text.isascii() else find_font(text)
-        font = ImageFont.truetype(entry.fname, 14) if entry else ImageFont.load_default(14)
         _, _, *size = canvas.textbbox((0, 0), text, font=font, stroke_width=2)
-        place = place_text(keypoint["box"], size, image.size, taken_list)
-        canvas.text(place, text, keypoint.get("colour", COLOUR_LIST[0]), font, stroke_width=2,
-                    stroke_fill="black")
+        left, top, right, bottom = place_text(keypoint["box"], size, image.size, taken_list)
+        taken_list.append((left, top, right, bottom))
+        canvas.text((left, top), text, keypoint.get("colour", COLOUR_LIST[0]), font,
+                    stroke_width=2, stroke_fill="black")
     return image
 
 
-def place_text(box, size, image_size, taken_list: list) -> tuple[float, float]:
-    """Above, below, right or left of the box, in the picture: where it covers least."""
+def place_text(box, size, image_size, taken_list) -> tuple:
+    """Above, below, right or left of the box, in the picture: where it covers least of the taken
+    boxes. Returns left, top, right, bottom."""
     (xmin, ymin, xmax, ymax), (width, height) = box, size
-
-    def move_inside(x, y):
-        return min(max(0, x), image_size[0] - width), min(max(0, y), image_size[1] - height)
-
-    def count_covered(place):
-        x, y = place
-        return sum(left < x + width and x < right and top < y + height and y < bottom
-                   for left, top, right, bottom in taken_list)
-
-    place_list = [(xmin, ymin - height - 2), (xmin, ymax + 2), (xmax + 4, ymin),
-                  (xmin - width - 4, ymin)]
-    x, y = min((move_inside(*place) for place in place_list), key=count_covered)
-    taken_list.append((x, y, x + width, y + height))
-    return x, y
+    place_list = []
+    for x, y in ((xmin, ymin - height - 2), (xmin, ymax + 2), (xmax + 4, ymin),
+                 (xmin - width - 4, ymin)):
+        x = min(max(0, x), image_size[0] - width)
+        y = min(max(0, y), image_size[1] - height)
+        place_list.append((x, y, x + width, y + height))
+    return min(place_list, key=lambda place: sum(
+        place[0] < right and left < place[2] and place[1] < bottom and top < place[3]
+        for left, top, right, bottom in taken_list))
 
 
-def pyplot(text: str = ""):
-    """matplotlib.pyplot, drawing into files without a screen, in a font with `text`'s letters."""
-    import matplotlib
-    import matplotlib.pyplot as plt
-    plt.switch_backend("Agg")
-    entry = None if text.isascii() else find_font(text)
-    matplotlib.rcParams["font.family"] = entry.name if entry else "DejaVu Sans"
-    return plt
-
-
-def save_figure(figure, path: Path, dpi: int = 110) -> None:
+def save_figure(figure, path: Path) -> None:
+    """Write a matplotlib Figure as PNG."""
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, format="png")
-    pyplot().close(figure)
+        figure.savefig(temporary, dpi=110, format="png")
 
 
 # ---------------------------------------------------------------- LabelImg's XML
@@ -304,22 +260,22 @@ def write_labelimg_xml(path: Path, image_name: str, width: int, height: int,
     left on average.
     """
     name = escape(image_name)
-    line_list = [f"<annotation><folder>{escape(path.parent.name)}</folder>",
-                 f"<filename>{name}</filename><path>{name}</path>",
-                 f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>",
-                 "<segmented>0</segmented>"]
+    text = (f"<annotation><folder>{escape(path.parent.name)}</folder>\n"
+            f"<filename>{name}</filename><path>{name}</path>\n"
+            f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>\n"
+            "<segmented>0</segmented>\n")
     for keypoint in keypoint_list:
         xmin, ymin, xmax, ymax = keypoint["box"]
         cut_box = [max(xmin, 0), max(ymin, 0), min(xmax, width), min(ymax, height)]
         corners = "".join(f"<{tag}>{value:.2f}</{tag}>" for tag, value
                           in zip(("xmin", "ymin", "xmax", "ymax"), cut_box))
         truncated = int(cut_box != list(keypoint["box"]))
-        line_list += [f"<object><name>{escape(keypoint['class'])}</name><pose>Unspecified</pose>",
-                      f"<truncated>{truncated}</truncated><difficult>0</difficult>",
-                      f"<bndbox>{corners}</bndbox></object>"]
-    text = "\n".join([*line_list, "</annotation>\n"])
+        text += (f"<object><name>{escape(keypoint['class'])}</name><pose>Unspecified</pose>\n"
+                 f"<truncated>{truncated}</truncated><difficult>0</difficult>\n"
+                 f"<bndbox>{corners}</bndbox></object>\n")
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
+        temporary.write_text(f"{text}</annotation>\n", encoding="utf-8",
+                             errors="xmlcharrefreplace")
 
 
 # ---------------------------------------------------------------- the progress bar
@@ -334,25 +290,22 @@ class Progress:
     def __init__(self, total: int, what: str, first: int = 0):
         self.total, self.what = total, what
         self.first = first  # what was done before this run (--resume) says nothing about the rest
-        self.in_place = sys.stdout.isatty()
         self.start_time = self.last_time = time.perf_counter()
         self.next_tenth = 1
 
     def show(self, done: int, text: str = "") -> None:
         """Show that `done` of `total` are done, with `text` after it."""
-        now = time.perf_counter()
-        is_last = done == self.total
+        now, is_last = time.perf_counter(), done == self.total
         seconds = now - self.start_time
         left = round(seconds / (done - self.first) * (self.total - done))
         when = f"{seconds:.0f} s" if is_last else f"{left // 60}:{left % 60:02d} left"
-        if self.in_place and (is_last or now - self.last_time > 0.2):  # five times a second at most
+        if not sys.stdout.isatty():
+            if is_last or (seconds > 3 and done * 10 >= self.next_tenth * self.total):
+                self.next_tenth = done * 10 // self.total + 1
+                print(f"{self.what} {done}/{self.total}  {text}  {when}", flush=True)
+        elif is_last or now - self.last_time > 0.2:  # five times a second at most
             self.last_time = now
-            filled = round(20 * done / self.total)
-            bar = "#" * filled + "." * (20 - filled)
+            bar = ("#" * round(20 * done / self.total)).ljust(20, ".")
             columns = shutil.get_terminal_size().columns - 1  # a wrapped line can't be overwritten
             line = f"{self.what} [{bar}] {done}/{self.total}  {text}  {when}"
             print("\r" + line[:columns].ljust(columns), end="\n" if is_last else "", flush=True)
-        elif not self.in_place and (is_last or (done * 10 >= self.next_tenth * self.total
-                                                and seconds > 3)):
-            self.next_tenth = done * 10 // self.total + 1
-            print(f"{self.what} {done}/{self.total}  {text}  {when}", flush=True)

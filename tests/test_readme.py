@@ -263,11 +263,12 @@ def test_the_exercises_change_what_exists_and_quote_what_was_measured():
 def test_the_layer_table_is_that_of_the_network():
     network = model.KeypointNet(class_count=3)
     row_list = analysis.describe([*network.body, network.head], 3, 1920, 320)
-    saved_list, first = analysis.predict_memory(row_list, 1)[0], 0
+    saved_list = analysis.predict_memory(row_list, 1)[0]
+    first_list = [i for i, row in enumerate(row_list) if row["kind"] == "conv"]
     expected_list = []
-    for block in analysis.split_blocks(row_list):
-        conv, parameters = block[0], sum(row["parameters"] for row in block)
-        saved, first = sum(saved_list[first:first + len(block)]), first + len(block)
+    for first, end in zip(first_list, [*first_list[1:], None]):
+        conv, parameters = row_list[first], sum(row["parameters"] for row in row_list[first:end])
+        saved = sum(saved_list[first:end])
         expected_list.append([
             f"{conv['kernel']}, {conv['stride']}, {conv['padding']}",
             " x ".join(map(str, conv["out_shape"])), f"{conv['size']} px", f"{parameters:,}",

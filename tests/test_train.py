@@ -610,8 +610,9 @@ def test_the_sheet_of_training_crops_shows_what_the_network_gets(own, tmp_path, 
     given_list, real = [], train.augment
     monkeypatch.setattr(train, "augment",
                         lambda *a: given_list.append(real(*a)) or given_list[-1])
-    train.draw_crops(tmp_path, loader, *train.make_noise(0, "cpu"), "cpu",
-                     dataset_dict["category_list"])
+    noise_1d, generator = torch.randn(2 * train.BATCH * 64 * 64 * 3), torch.Generator()
+    batch = train.to_device(loader.make_batch(0), "cpu")
+    train.draw_crops(tmp_path, batch, noise_1d, generator)
     crops_4d, = given_list
     assert crops_4d.shape == (train.BATCH, 3, 64, 64)
     assert (tmp_path / "results" / "train_crops.png").stat().st_size > 20_000

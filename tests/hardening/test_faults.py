@@ -64,14 +64,6 @@ def test_more_pictures_than_five_digits_can_name_end_with_code_2(tmp_path, monke
     assert not (tmp_path / "data").exists()
 
 
-def test_a_batch_that_no_memory_holds_ends_06_in_a_sentence(small_data, monkeypatch):
-    before = contents(small_data)
-    for batch in (10 ** 9, 10 ** 30):
-        arguments = ["--data", small_data, "--batch", batch]
-        assert f"--batch {batch}" in sentence_of(analysis, monkeypatch, *arguments)
-    assert contents(small_data) == before
-
-
 # ---------------------------------------------------------------- what cannot be written
 
 def test_a_place_that_cannot_be_written_ends_in_a_sentence_with_its_name(
@@ -266,7 +258,6 @@ def die_again_and_again(script, folder, kills, *argument_list):
     Half of the deaths come in the middle of a write, when a file has reached a random size; the
     others after a random time. At the start of each turn folder/data is as folder/before keeps it.
     """
-    import matplotlib.pyplot  # noqa: F401  here, or every child would import it anew
     module, folder, kills = load(script), Path(folder), int(kills)
     rng, died_list, data = random.Random(0), [], folder / "data"
     make_small(train, model, setattr)
