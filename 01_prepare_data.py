@@ -14,7 +14,6 @@ Next    python 02_model.py shows the network; python 03_train.py trains it.
 The drawing stands last. It makes an example whose labels are right, and can be skipped.
 """
 
-import argparse
 import functools
 import json
 import math
@@ -27,9 +26,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from common import (CELL, COLOUR_LIST, DATA_FOLDER, IMAGE_SUFFIXES, Progress, UserError, command,
-                    draw_keypoints, names_to_draw, pad_image, read_image, replacing,
-                    round_up_to_cell, run_main, write_json, write_labelimg_xml)
+from common import (CELL, Progress, UserError, colour_of, command, make_parser, names_to_draw,
+                    pad_image, pictures_in, read_image, replacing, round_up_to_cell, run_main,
+                    save_close_ups, write_json, write_labelimg_xml)
 
 SPLIT_LIST = ["train", "val", "test"]  # to learn from, to choose on, for the figure at the end
 TRAIN_SHARE = 0.8  # of a folder without splits; a tenth of it becomes val
@@ -57,9 +56,10 @@ def read_labels(xml_path: Path, width: int, height: int) -> list[dict]:
     if root.tag != "annotation":
         raise UserError(f"{xml_path}: begins with <{root.tag[:40]}>, not with <annotation>; save "
                         "it as Pascal VOC in LabelImg")
-    said = " x ".join(root.findtext(f"size/{tag}", "").strip() for tag in ("width", "height"))
-    if said not in (f"{width} x {height}", " x "):
-        raise UserError(f"{xml_path}: says {said[:40]} px but the picture has {width} x {height}; "
+    size_list = [root.findtext(f"size/{tag}", "").strip() for tag in ("width", "height")]
+    if size_list not in ([str(width), str(height)], ["", ""]):
+        said = " x ".join(size_list)[:40]
+        raise UserError(f"{xml_path}: says {said} px but the picture has {width} x {height}; "
                         "was it scaled after labelling? label it again")
     keypoint_list = []
     for number, node in enumerate(root.iter("object"), start=1):
@@ -131,12 +131,12 @@ def read_source(folder: Path, seed: int) -> tuple[dict, list[str]]:
     if inside_list and not {"train", "test"} <= set(inside_list):
         raise UserError(f"{folder}: holds {inside_list[0]}/, so it needs both train/ and test/; "
                         "add what lacks, or put all pictures into one folder")
-    loose = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
-    if inside_list and loose:
-        print(f"not used: {loose} pictures of {folder} that lie beside train/ and test/")
+    if inside_list and (loose_list := pictures_in(folder)):
+        print(f"not used: {len(loose_list)} pictures of {folder} that lie beside train/ and test/")
     split_dict, problem_list = {}, []
     for name in inside_list or [""]:  # folder / "" is the folder itself
         example_list, bad_list = read_folder(folder / name)
+        # Shuffled, to pick val and test from; sorted again at the end, to be read quickly.
         order_1d_array = np.random.default_rng(seed).permutation(len(example_list))
         split_dict[name] = [example_list[index] for index in order_1d_array]
         problem_list += bad_list
@@ -158,10 +158,9 @@ def read_folder(folder: Path) -> tuple[list[dict], list[str]]:
     An example is {"path", "size": (width, height), "keypoints"}, without the picture: all of them
     together may be larger than the memory.
     """
-    file_list = sorted(path for path in folder.iterdir()
-                       if path.is_file() and not path.name.startswith("."))
-    image_list = [path for path in file_list if path.suffix.lower() in IMAGE_SUFFIXES]
-    xml_dict = {path.stem: path for path in file_list if path.suffix.lower() == ".xml"}
+    image_list = pictures_in(folder)
+    xml_dict = {path.stem: path for path in sorted(folder.glob("*"))
+                if path.suffix.lower() == ".xml" and not path.name.startswith(".")}
     example_list, problem_list = [], []
     progress = Progress(len(image_list), "reading")
     for number, path in enumerate(image_list, start=1):
@@ -232,26 +231,27 @@ def measure_boxes(example_list: list[dict]) -> dict:
 
 
 def report(split_dict: dict, label_dict: dict, dataset_dict: dict) -> None:
+    def show(name, count_list):
+        print(f"{name[:25]:26}" + "".join(f"{count:>8}" for count in count_list))
+
+    show("", SPLIT_LIST)
+    show("pictures", map(len, split_dict.values()))
+    show("  without a keypoint", [sum(not example["keypoints"] for example in example_list)
+                                  for example_list in split_dict.values()])
+    for class_id, name in enumerate(dataset_dict["category_list"][1:], start=1):
+        count_list = [np.sum(label_2d_array[:, 1] == class_id)
+                      for label_2d_array in label_dict.values()]
+        show(name, [*count_list, "" if count_list[0] else "   none in train"])
     most = dataset_dict["max_per_class"]
-    column_list = []  # one per split
-    for split, label_2d_array in label_dict.items():
-        empty = sum(not example["keypoints"] for example in split_dict[split])
-        count_list = [int(np.sum(label_2d_array[:, 1] == class_id))
-                      for class_id in range(1, len(dataset_dict["category_list"]))]
-        column_list.append([split, len(split_dict[split]), empty, *count_list,
-                            count_collisions(label_2d_array, most)])
-    name_list = ["", "pictures", "  without a keypoint", *dataset_dict["category_list"][1:],
-                 "may be lost by collision"]
-    for name, *row in zip(name_list, *column_list):
-        note = "" if row[0] or not name or name[0] == "m" else "   none in train"
-        print(f"{name[:25]:26}" + "".join(f"{cell:>8}" for cell in row) + note)
+    show("may be lost by collision", [count_collisions(label_2d_array, most)
+                                      for label_2d_array in label_dict.values()])
     width, height = dataset_dict["box_size"]
     print(f"boxes are {width:g} x {height:g} px; a picture holds at most {most} of a class")
     how = "what is left" if None in dataset_dict["one_size"] else "the sides that are whole"
     print(f"boxes cut by the picture's edge: {dataset_dict['cut_boxes']}; points taken from {how}")
     box_count = sum(len(example["keypoints"]) for example in sum(split_dict.values(), []))
-    if outside := box_count - sum(map(len, label_dict.values())):
-        print(f"left out: {outside} points that lie {REACH:g} px or more outside of the picture")
+    if far := box_count - sum(map(len, label_dict.values())):
+        print(f"left out: {far} points that lie {REACH:g} px or more outside of the picture")
 
 
 def count_collisions(label_2d_array: np.ndarray, max_per_class: int) -> int:
@@ -284,8 +284,7 @@ def pack(data_folder: Path, split_dict: dict, label_dict: dict, dataset_dict: di
                     dataset_dict["height"], dataset_dict["width"])
         with replacing(data_folder / f"{split}_labels.npy") as temporary:
             np.save(temporary, label_dict[split])
-    with replacing(data_folder / "results" / "contact_sheet.png") as temporary:
-        contact_sheet(data_folder, dataset_dict).save(temporary)
+    draw_contact_sheet(data_folder, dataset_dict)
     write_json(data_folder / "dataset.json", dataset_dict)
 
 
@@ -305,28 +304,31 @@ def pack_images(path: Path, example_list: list[dict], height: int, width: int) -
             progress.show(number)
 
 
-def check_place(data_folder: Path, is_drawn: bool) -> None:
+def check_place(data_folder: Path, picture_count: int) -> None:
     """Overwrite nothing of the user's: dataset.json tells what this script made, drawn or not.
 
-    It is written before anything else, too, so that a stopped run can be repeated.
+    It is written before anything else, too, so that a stopped run can be repeated. picture_count:
+    how many will be drawn, 0 where they are read.
     """
     path = data_folder / "dataset.json"
     try:
         was_drawn = json.loads(path.read_text(encoding="utf-8"))["drawn"]
     except (OSError, ValueError, TypeError, KeyError):
         was_drawn = None
-    if was_drawn is True or (was_drawn is False and not is_drawn):
-        return
-    path_list = [path, *data_folder.glob("*_images.npy"), *data_folder.glob("*_labels.npy")]
-    path_list += data_folder.glob("images/*") if is_drawn else []
-    for path in path_list:
-        if path.exists():
-            raise UserError(f"{path}: was not {'drawn' if is_drawn else 'made'} by this script and "
-                            "would be lost; choose another folder with --data (your own pictures "
-                            "are read with --source)")
+    other_list = []
+    if was_drawn not in ([True] if picture_count else [True, False]):
+        other_list += [path, *data_folder.glob("*_images.npy"), *data_folder.glob("*_labels.npy")]
+    if picture_count:
+        own_set = {f"{index:05d}{suffix}" for index in range(picture_count)
+                   for suffix in (".jpg", ".xml")} if was_drawn is True else set()
+        other_list += [path for path in sorted(data_folder.glob("images/[!.]*"))
+                       if path.name not in own_set]
+    for path in filter(Path.exists, other_list):
+        raise UserError(f"{path}: is none of the files that this run would make; move it away, or "
+                        "choose another folder with --data (--source reads your own pictures)")
 
 
-def contact_sheet(data_folder: Path, dataset_dict: dict) -> Image.Image:
+def draw_contact_sheet(data_folder: Path, dataset_dict: dict) -> None:
     """Up to fifty keypoints of the training arrays close up, as many of each class."""
     images_4d_array = np.load(data_folder / "train_images.npy", mmap_mode="r")
     label_2d_array = np.random.default_rng(0).permutation(np.load(data_folder / "train_labels.npy"))
@@ -335,19 +337,10 @@ def contact_sheet(data_folder: Path, dataset_dict: dict) -> Image.Image:
     for class_id in range(1, len(name_list)):
         of_class_2d_array = label_2d_array[label_2d_array[:, 1] == class_id]
         chosen_list += list(of_class_2d_array[:max(1, 50 // (len(name_list) - 1))])
-    del chosen_list[50:]
-    reach = 1.5 * max(dataset_dict["box_size"])  # px, from a keypoint to the sides of its tile
-    half_width, half_height = np.array(dataset_dict["box_size"]) / 2 * (95 / reach)
-    box = [95 - half_width, 95 - half_height, 95 + half_width, 95 + half_height]
-    sheet = Image.new("RGB", (10 * 196, math.ceil(len(chosen_list) / 10) * 196), "white")
-    for place, (index, class_id, x, y) in enumerate(chosen_list):
-        tile = Image.fromarray(images_4d_array[int(index)]).transform(
-            (190, 190), Image.Transform.EXTENT, (x - reach, y - reach, x + reach, y + reach),
-            Image.Resampling.BILINEAR)
-        keypoint = {"class": name_list[int(class_id)], "x": 95, "y": 95, "box": box,
-                    "colour": COLOUR_LIST[int(class_id - 1) % len(COLOUR_LIST)]}
-        sheet.paste(draw_keypoints(tile, [keypoint]), (196 * (place % 10), 196 * (place // 10)))
-    return sheet
+    reach = 1.5 * max(dataset_dict["box_size"])  # px
+    tile_list = [(name_list[int(class_id)][:25], images_4d_array[int(picture)], x, y, reach,
+                  [(x, y, colour_of(class_id))]) for picture, class_id, x, y in chosen_list[:50]]
+    save_close_ups(data_folder / "results" / "contact_sheet.png", tile_list, columns=10)
 
 
 # ---------------------------------------------------------------- the drawing
@@ -491,9 +484,6 @@ def draw_pictures(data_folder: Path, count: int, seed: int) -> None:
     with multiprocessing.Pool(min(os.cpu_count() or 1, 60), leave_signals_to_parent) as pool:
         for done, _ in enumerate(pool.imap_unordered(draw, range(count), chunksize=8), start=1):
             progress.show(done)
-    left_list = [path for path in folder.glob("[0-9]" * 5 + ".*") if int(path.stem) >= count]
-    for path in [*left_list, *folder.glob(".writing-*")]:  # of a larger or a stopped drawing
-        path.unlink()
 
 
 def leave_signals_to_parent() -> None:
@@ -502,17 +492,12 @@ def leave_signals_to_parent() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw or read labelled pictures, and pack them.")
-    parser.add_argument("--source", type=Path,
-                        help="folder with pictures and LabelImg's XML (default: draw them)")
-    parser.add_argument("--data", type=Path, default=DATA_FOLDER,
-                        help="folder to write to (default: data)")
-    parser.add_argument("--pictures", type=int, default=PICTURE_COUNT,
-                        help="how many to draw (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0,
-                        help="of the drawing and of the random split (default: %(default)s)")
-    parser.add_argument("--skip-bad", action="store_true",
-                        help="leave out bad files (default: list them and stop)")
+    parser = make_parser("Draw or read labelled pictures, and pack them.", "folder to write to")
+    parser.add_argument("--source", type=Path, help="folder with pictures and LabelImg's XML; "
+                        "without it pictures are drawn")
+    parser.add_argument("--pictures", type=int, default=PICTURE_COUNT, help="how many to draw")
+    parser.add_argument("--seed", type=int, default=0, help="of drawing and random split")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out bad files")
     options = parser.parse_args()
     if not 3 <= options.pictures <= 100_000 or options.seed < 0:  # names have five digits
         parser.error("--pictures must lie between 3 and 100,000, and --seed be at least 0")
@@ -520,7 +505,7 @@ def main() -> None:
     is_drawn = options.source is None
     source = options.data / "images" if is_drawn else options.source
     name = f"drawn, {options.pictures} pictures, seed {options.seed}" if is_drawn else source.name
-    check_place(options.data, is_drawn)
+    check_place(options.data, options.pictures if is_drawn else 0)
     if is_drawn:
         draw_pictures(options.data, options.pictures, options.seed)
     split_dict, problem_list = read_source(source, options.seed)

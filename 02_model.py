@@ -19,7 +19,6 @@ Names say what a thing is: output_4d is a torch tensor of four dimensions, label
 array of two, _list and _dict are Python's; numbers bear no mark. [N, 5, 60, 10] is a shape.
 """
 
-import argparse
 import copy
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -31,8 +30,9 @@ from matplotlib.patches import Rectangle
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from common import (CELL, COLOUR_LIST, DATA_FOLDER, UserError, command, pad_image, read_data_set,
-                    read_image, round_up_to_cell, run_main, save_figure)
+from common import (CELL, DATA_FOLDER, UserError, colour_of, command, is_default, make_parser,
+                    pad_image, pick_device, read_data_set, read_image, round_up_to_cell, run_main,
+                    save_figure, short_reason)
 
 # The layers: (kernel, stride, padding, channels out). Five strides of 2 multiply to 32 = CELL.
 # Kernels of down-sampling layers are even: with kernel 4, stride 2 and padding 1 a cell looks
@@ -255,14 +255,21 @@ def load_weights(path: Path, device="cpu") -> tuple[KeypointNet, dict]:
         if not all_text or not min(width, height, about_dict["max_per_class"]) > 0:
             raise ValueError("impossible categories, box size or number of keypoints")
     except Exception as error:  # damaged bytes can raise nearly anything
-        reason = f"{type(error).__name__} {' '.join(str(error).split())[:80]}"
-        raise UserError(f"{path}: not the weights of this network ({reason}); train again with "
-                        "03_train.py") from None
+        raise UserError(f"{path}: not the weights of this network ({short_reason(error)}); train "
+                        "again with 03_train.py") from None
     return network.to(device).eval(), about_dict
 
 
+def load_for_use(data_folder: Path) -> tuple[KeypointNet, dict]:
+    """What 04 and 05 predict with: own or pretrained weights, BN folded, on the best device."""
+    path = find_weights(data_folder)
+    print(f"using {path}")
+    network, about_dict = load_weights(path, pick_device())
+    return fold_batch_norm(network), about_dict
+
+
 @torch.inference_mode()  # nothing is kept for a backward pass
-def answer(network: KeypointNet, image_3d_array: np.ndarray) -> torch.Tensor:
+def run_network(network: KeypointNet, image_3d_array: np.ndarray) -> torch.Tensor:
     """The network's output for one picture, uint8 `[H, W, 3]` of any size: `[1, 5, 60, 10]`."""
     assert not network.training, "in training mode BN uses the picture's own mean: call eval()"
     height, width = map(round_up_to_cell, image_3d_array.shape[:2])
@@ -274,15 +281,19 @@ def answer(network: KeypointNet, image_3d_array: np.ndarray) -> torch.Tensor:
 def find_keypoints(network: KeypointNet, about_dict: dict, image_3d_array: np.ndarray,
                    threshold: float = 0.5) -> list[dict]:
     """Keypoints of a picture, uint8 `[H, W, 3]` of any size: dicts of class, x, y, score, box."""
-    output_4d = answer(network, image_3d_array)  # [1, 5, 60, 10]
+    output_4d = run_network(network, image_3d_array)  # [1, 5, 60, 10]
     result, = decode(output_4d, about_dict["max_per_class"], threshold)  # a list of one: unpacked
+    height, width = image_3d_array.shape[:2]
     half_width, half_height = (side / 2 for side in about_dict["box_size"])
     keypoint_list = []
     for (x, y), class_id, score in zip(*(tensor.tolist() for tensor in result)):
         box = [x - half_width, y - half_height, x + half_width, y + half_height]
-        keypoint_list.append({"class": about_dict["category_list"][class_id],
-                              "x": round(x, 2), "y": round(y, 2), "score": round(score, 4),
-                              "box": [round(value, 2) for value in box]})
+        # The network saw a padded picture. What lies in the padding with all of its box is no
+        # keypoint; one just outside stays, as a label that the edge cuts would.
+        if box[0] < width - 1 and box[1] < height - 1 and box[2] > 1 and box[3] > 1:
+            keypoint_list.append({"class": about_dict["category_list"][class_id],
+                                  "x": round(x, 2), "y": round(y, 2), "score": round(score, 4),
+                                  "box": [round(value, 2) for value in box]})
     return keypoint_list
 
 
@@ -313,77 +324,74 @@ def show_shapes(image_3d_array: np.ndarray) -> None:
           f"the first looks at {centre} px, its prior is at {CELL / 2}\n")
 
 
-def show_match_and_decode() -> None:
-    """A keypoint onto the grid and back."""
-    label_2d_array = np.array([[0, 1, 100.25, 700.5]])  # picture 0, class 1, x, y
-    gt_offset_4d_array, gt_class_id_3d_array = match(label_2d_array, 1, rows=60, columns=10)
-    print("match: a keypoint of class 1 at x 100.25, y 700.5 teaches")
-    for row, column in np.argwhere(gt_class_id_3d_array[0]):  # where it is not 0
-        dx, dy = gt_offset_4d_array[0, :, row, column]
-        print(f"  the cell at row {row}, column {column}: {dx:6.2f}, {dy:6.2f} px from its prior "
-              f"({(column + 0.5) * CELL:g}, {(row + 0.5) * CELL:g})")
-    # What a perfect network would answer. one_hot makes 0, 1, 0 of class 1 of three.
-    offset_4d = torch.from_numpy(gt_offset_4d_array) / OFFSET_UNIT  # [1, 2, 60, 10]
-    class_id_3d = torch.from_numpy(gt_class_id_3d_array)  # [1, 60, 10]
-    score_4d = 20.0 * nn.functional.one_hot(class_id_3d, 3).permute(0, 3, 1, 2)  # [1, 3, 60, 10]
-    result, = decode(torch.cat((offset_4d, score_4d), dim=1))  # the comma unpacks a list of one
-    keypoint_2d, class_id_1d, score_1d = result
-    print(f"decode: keypoint {keypoint_2d.tolist()}, class {class_id_1d.tolist()}, "
-          f"score {score_1d.tolist()}")
-
-
 def example(data_folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A picture and its labels `[M, 4]`: the first labelled one of the data set, or a sample."""
-    if data_folder != DATA_FOLDER or (data_folder / "train_labels.npy").is_file():
+    """A picture and its labels `[M, 4]`: a sample, or the first labelled one of your own data."""
+    if not is_default(data_folder):
         images_4d_array, label_2d_array = read_data_set(data_folder)[1]["train"]
         label_2d_array = label_2d_array[label_2d_array[:, 0] == label_2d_array[0, 0]]
         image_3d_array = images_4d_array[int(label_2d_array[0, 0])]
         return image_3d_array, label_2d_array * (0, 1, 1, 1)  # picture 0 of those shown
-    path = DATA_FOLDER / "sample" / "00001.jpg"
-    label_list = []
-    for node in ElementTree.parse(path.with_suffix(".xml")).iter("object"):
-        xmin, ymin, xmax, ymax = (float(side.text) for side in node.find("bndbox"))
-        class_id = int(node.findtext("name")[-1])  # of keyPoint_1
-        label_list.append((0, class_id, (xmin + xmax) / 2, (ymin + ymax) / 2))
-    return read_image(path), np.array(label_list)
+    path = DATA_FOLDER / "sample" / "00113.jpg"
+    node = ElementTree.parse(path.with_suffix(".xml")).find("object")
+    class_id = int(node.findtext("name")[-1])  # of keyPoint_1
+    xmin, ymin, xmax, ymax = (float(side.text) for side in node.find("bndbox"))
+    return read_image(path), np.array([[0, class_id, (xmin + xmax) / 2, (ymin + ymax) / 2]])
+
+
+def show_match_and_decode(label_2d_array: np.ndarray, rows: int, columns: int) -> None:
+    """A picture's keypoints onto the grid and back."""
+    gt_offset_4d_array, gt_class_id_3d_array = match(label_2d_array, 1, rows, columns)
+    for _, class_id, x, y in label_2d_array:
+        print(f"a keypoint of class {class_id:g} at x {x:.2f}, y {y:.2f}")
+    print("match: it teaches")
+    for row, column in np.argwhere(gt_class_id_3d_array[0]):  # where it is not 0
+        dx, dy = gt_offset_4d_array[0, :, row, column]
+        print(f"  the cell at row {row}, column {column}: {dx:6.2f}, {dy:6.2f} px from its prior "
+              f"({(column + 0.5) * CELL:g}, {(row + 0.5) * CELL:g})")
+    # What a perfect network would answer. one_hot makes 1, 0 of background and 0, 1 of class 1.
+    offset_4d = torch.from_numpy(gt_offset_4d_array) / OFFSET_UNIT  # [1, 2, 60, 10]
+    class_id_3d = torch.from_numpy(gt_class_id_3d_array)  # [1, 60, 10]
+    score_4d = 20.0 * nn.functional.one_hot(class_id_3d).permute(0, 3, 1, 2)  # [1, 2, 60, 10]
+    result, = decode(torch.cat((offset_4d, score_4d), dim=1))  # the comma unpacks a list of one
+    for (x, y), class_id, score in zip(*(tensor.tolist() for tensor in result)):
+        print(f"decode: class {class_id} at x {x:.2f}, y {y:.2f}, score {score:g}")
 
 
 def draw_grid(path: Path, image_3d_array: np.ndarray, label_2d_array: np.ndarray) -> None:
     """Part of the picture under the grid; arrows show what each cell near a keypoint learns."""
-    height, width = map(round_up_to_cell, image_3d_array.shape[:2])
+    height, width = image_3d_array.shape[:2]
     rows, columns = height // CELL, width // CELL
     gt_offset_4d_array, gt_class_id_3d_array = match(label_2d_array, 1, rows, columns)
     priors_3d_array = make_priors(rows, columns).numpy()  # [2, 60, 10]
     _, _, x, y = label_2d_array[0]
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(pad_image(image_3d_array, height, width), extent=(0, width, height, 0))
+    axes.imshow(image_3d_array, extent=(0, width, height, 0))
     axes.plot(*priors_3d_array.reshape(2, -1), "w+", markersize=6, label="prior: a cell's centre")
-    for row, column in np.argwhere(gt_class_id_3d_array[0] > 0):
-        colour = COLOUR_LIST[(gt_class_id_3d_array[0, row, column] - 1) % len(COLOUR_LIST)]
-        axes.add_patch(Rectangle((column * CELL, row * CELL), CELL, CELL, alpha=0.35, color=colour))
-        prior = priors_3d_array[:, row, column]  # x, y
-        axes.annotate("", prior + gt_offset_4d_array[0, :, row, column], prior,
-                      arrowprops={"arrowstyle": "->", "color": "white", "lw": 1.5})
+    for row, column in np.argwhere(gt_class_id_3d_array[0]):
+        axes.add_patch(Rectangle((column * CELL, row * CELL), CELL, CELL, alpha=0.35,
+                                 color=colour_of(gt_class_id_3d_array[0, row, column])))
+        prior, (dx, dy) = priors_3d_array[:, row, column], gt_offset_4d_array[0, :, row, column]
+        axes.annotate("", prior + (dx, dy), prior,
+                      arrowprops={"arrowstyle": "->", "color": "white"})
+        y_text, side = (row * CELL + 2, "top") if dy > 0 else (row * CELL + 30, "bottom")
+        axes.text(column * CELL + 2, y_text, f"{dx:.1f}, {dy:.1f}", va=side, clip_on=True)
     axes.plot(*label_2d_array[:, 2:].T, "o", color="red", markersize=5, label="keypoint")
     axes.set(xticks=range(0, width + 1, CELL), yticks=range(0, height + 1, CELL),
              xlim=(max(0, x - 112), min(width, x + 112)),
-             ylim=(min(height, y + 96), max(0, y - 96)),
-             title="coloured cells learn the keypoint's class; arrows: (dx, dy) from each prior")
+             ylim=(min(height, y + 96), max(0, y - 96)), xlabel="x, px", ylabel="y, px",
+             title="coloured cells learn the keypoint's class, and dx, dy from their prior")
     axes.grid(color="white", alpha=0.5)
     axes.legend(loc="lower right")
     save_figure(figure, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Show the network, match and decode.")
-    parser.add_argument("--data", type=Path, default=DATA_FOLDER,
-                        help="folder with the data set (default: data)")
-    options = parser.parse_args()
+    options = make_parser("Show the network, match and decode.", "with the data set").parse_args()
     torch.manual_seed(0)
     image_3d_array, label_2d_array = example(options.data)
     show_shapes(image_3d_array)
-    show_match_and_decode()
+    show_match_and_decode(label_2d_array, *(side // CELL for side in image_3d_array.shape[:2]))
     path = options.data / "results" / "grid.png"
     draw_grid(path, image_3d_array, label_2d_array)
     print(f"\nwrote {path}")

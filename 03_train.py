@@ -16,7 +16,6 @@ Words: a step is one forward and backward pass over one batch; an update changes
 every STEPS_PER_UPDATE steps; an epoch is as many crops as the training split has pictures.
 """
 
-import argparse
 import copy
 import hashlib
 import importlib
@@ -36,8 +35,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from common import (CELL, COLOUR_LIST, DATA_FOLDER, Progress, UserError, command, pick_device,
-                    read_data_set, replacing, run_main, save_figure)
+from common import (CELL, Progress, UserError, colour_of, command, is_default, make_parser,
+                    pick_device, read_data_set, replacing, run_main, save_figure, short_reason)
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
@@ -240,7 +239,8 @@ def detection_loss(output_4d, gt_offset_4d, gt_class_id_3d):
 
     output_4d `[N, 5, 4, 4]`, offsets in half cells; gt_offset_4d `[N, 2, 4, 4]` in px;
     gt_class_id_3d `[N, 4, 4]`. Because it is a mean over pictures, the mean of two half batches'
-    losses is the loss of the whole batch, and so are the gradients (but BN has seen two halves).
+    losses is the loss of the whole batch, and so are the gradients. Only BN differs: it normalises
+    each half by its own mean.
     """
     is_positive_3d = gt_class_id_3d > 0  # [N, 4, 4], bool
     error_4d = output_4d[:, :2] - gt_offset_4d / model.OFFSET_UNIT  # [N, 2, 4, 4]
@@ -295,6 +295,7 @@ def train(options, device: torch.device) -> None:
             optimizer.zero_grad()  # forget the gradients of the last update: backward adds to them
             for step in range(STEPS_PER_UPDATE):
                 images_4d, gt_offset_4d, gt_class_id_3d = to_device(next(batches), device)
+                # A seed for each step, so that --resume goes on with the same random numbers.
                 generator.manual_seed(1_000_003 * options.seed + update * STEPS_PER_UPDATE + step)
                 images_4d = augment(images_4d, noise_1d, generator)  # [16, 3, 128, 128]
                 output_4d = network(images_4d)  # [16, 5, 4, 4]
@@ -390,10 +391,10 @@ def describe_run(options, dataset_dict, label_2d_array) -> dict:
     data_hash = hashlib.sha256(file_text.encode() + label_2d_array.tobytes()).hexdigest()
     run_dict = {"--updates": options.updates, "--seed": options.seed, "--mirror": options.mirror,
                 "data (file names and labels)": data_hash[:16],
-                "categories": dataset_dict["category_list"]}
-    for module in (model, sys.modules[__name__]):  # the settings: all names in capitals
+                "categories": dataset_dict["category_list"], "LAYER_LIST": model.LAYER_LIST}
+    for module in (model, sys.modules[__name__]):  # the settings: numbers and words in capitals
         run_dict |= {name: value for name, value in vars(module).items()
-                     if name.isupper() and isinstance(value, (int, float, str, list))}
+                     if name.isupper() and isinstance(value, (int, float, str))}
     return run_dict
 
 
@@ -412,9 +413,8 @@ def save_run(data_folder: Path, part_dict, dataset_dict, run_dict, update: int, 
             with replacing(path) as temporary:
                 torch.save(content, temporary)
         except (OSError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
-            reason = str(error).splitlines()[0][:80]
-            raise UserError(f"{path}: could not be written ({reason}); make room on the disk, then "
-                            "go on with --resume") from None
+            raise UserError(f"{path}: could not be written ({short_reason(error)}); make room on "
+                            "the disk, then go on with --resume") from None
 
 
 def load_checkpoint(data_folder: Path, part_dict, run_dict) -> tuple[int, dict]:
@@ -436,7 +436,7 @@ def load_checkpoint(data_folder: Path, part_dict, run_dict) -> tuple[int, dict]:
     except UserError:
         raise
     except Exception as error:  # damaged bytes can raise nearly anything
-        raise UserError(f"{path}: not a checkpoint of this network ({type(error).__name__}); train "
+        raise UserError(f"{path}: not a checkpoint of this network ({short_reason(error)}); train "
                         "without --resume") from None
 
 
@@ -486,9 +486,9 @@ def draw_crops(data_folder: Path, batch, noise_1d, generator) -> None:
     for axes, image, offset, class_id in zip(figure.subplots(4, 4).flat, *array_list):
         axes.imshow(image.transpose(1, 2, 0) / 255, extent=(0, columns * CELL, rows * CELL, 0))
         learns = class_id > 0  # [4, 4]
-        colour_list = [COLOUR_LIST[(i - 1) % len(COLOUR_LIST)] for i in class_id[learns]]
         axes.quiver(*priors_3d_array[:, learns], *offset[:, learns], angles="xy", scale=1,
-                    scale_units="xy", width=0.015, color=colour_list)
+                    scale_units="xy", width=0.015, color=list(map(colour_of, class_id[learns])))
+        axes.plot(*(priors_3d_array + offset)[:, learns], "o", color="red", markersize=3)
         axes.set(xticks=range(0, columns * CELL + 1, CELL), yticks=range(0, rows * CELL + 1, CELL),
                  xticklabels=[], yticklabels=[])
         axes.grid(color="white", alpha=0.3)
@@ -534,22 +534,16 @@ def draw_data_set(data_folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the network.")
-    parser.add_argument("--data", type=Path, default=DATA_FOLDER,
-                        help="folder with what 01_prepare_data.py made (default: data)")
-    parser.add_argument("--updates", type=int, default=UPDATES,
-                        help="changes of the weights (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0,
-                        help="seed of weights, crops and augmentation (default: %(default)s)")
-    parser.add_argument("--mirror", action="store_true",
-                        help="mirror and quarter-turn crops: for classes that mean the same then "
-                             "(default: off)")
-    parser.add_argument("--resume", action="store_true",
-                        help="go on where a stopped run was (default: start anew)")
+    parser = make_parser("Train the network.", "folder with what 01_prepare_data.py made")
+    parser.add_argument("--updates", type=int, default=UPDATES, help="changes of the weights")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, crops and augmentation")
+    parser.add_argument("--mirror", action="store_true", help="mirror and quarter-turn crops: for "
+                        "classes that mean the same then")
+    parser.add_argument("--resume", action="store_true", help="go on where a stopped run was")
     options = parser.parse_args()
     if options.updates < 1 or not 0 <= options.seed < 2 ** 32:
         parser.error("--updates must be at least 1 and --seed at least 0 and below 2**32")
-    if options.data.resolve() == DATA_FOLDER and not is_prepared(options.data):
+    if is_default(options.data) and not is_prepared(options.data):
         print("data holds no data set yet; starting 01_prepare_data.py to draw one", flush=True)
         draw_data_set(options.data)
     train(options, pick_device())

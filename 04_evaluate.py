@@ -16,22 +16,19 @@ A threshold is chosen on val, where precision_recall_val.png shows what it trade
 test would look better there than on any new picture.
 """
 
-import argparse
 import importlib
 import io
 import math
 import statistics
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
+from PIL import Image, ImageEnhance, ImageFilter
 
-from common import (CELL, COLOUR_LIST, DATA_FOLDER, Progress, UserError, command, draw_keypoints,
-                    names_to_draw, pick_device, read_data_set, read_image, replacing, run_main,
-                    save_figure, time_calls, write_json)
+from common import (CELL, Progress, UserError, colour_of, command, make_parser, names_to_draw,
+                    read_data_set, read_image, run_main, save_close_ups, save_figure, time_calls,
+                    write_json)
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
@@ -56,25 +53,23 @@ class Keypoint(NamedTuple):
         return math.hypot(self.x - other.x, self.y - other.y)
 
 
-def predict(network, image_3d_array, picture, max_per_class, threshold):
-    """The Keypoints that the network finds in one picture, uint8 `[H, W, 3]`."""
-    output_4d = model.answer(network, image_3d_array)  # [1, 5, 60, 10]
-    result, = model.decode(output_4d, max_per_class, threshold)
-    place_list, class_id_list, score_list = (tensor.tolist() for tensor in result)
-    return [Keypoint(picture, class_id, x, y, score)
-            for (x, y), class_id, score in zip(place_list, class_id_list, score_list)]
+def predict(network, about_dict, image_3d_array, picture, threshold):
+    """The Keypoints of one picture, uint8 `[H, W, 3]`: what 05_predict.py would find."""
+    return [Keypoint(picture, about_dict["category_list"].index(found["class"]), found["x"],
+                     found["y"], found["score"])
+            for found in model.find_keypoints(network, about_dict, image_3d_array, threshold)]
 
 
-def predict_all(network, images_4d_array, max_per_class):
+def predict_all(network, about_dict, image_list):
     """What the network finds in all pictures when no score is too low.
 
     Which cells are the best does not depend on the threshold. So the predictions at any threshold
     are those of this list whose score reaches it, and each picture is looked at only once.
     """
     prediction_list = []
-    progress = Progress(len(images_4d_array), "predicting")
-    for picture, image_3d_array in enumerate(images_4d_array):
-        prediction_list += predict(network, image_3d_array, picture, max_per_class, threshold=0.0)
+    progress = Progress(len(image_list), "predicting")
+    for picture, image_3d_array in enumerate(image_list):
+        prediction_list += predict(network, about_dict, image_3d_array, picture, threshold=0.0)
         progress.show(picture + 1)
     return prediction_list
 
@@ -266,25 +261,24 @@ CHANGE_DICT = {
 }
 
 
-def robustness(network, about_dict, images_4d_array, truth_list, threshold):
+def robustness(network, about_dict, image_list, truth_list, threshold):
     """Precision, recall and mean error under each slight change of the surroundings."""
-    class_count, max_per_class = len(about_dict["category_list"]), about_dict["max_per_class"]
     progress = Progress(len(CHANGE_DICT), "robustness")
     result_dict = {}
     for name, change in CHANGE_DICT.items():
         prediction_list = []
-        for picture, image_3d_array in enumerate(images_4d_array):
+        for picture, image_3d_array in enumerate(image_list):
             changed = np.asarray(change(Image.fromarray(image_3d_array)))
-            prediction_list += predict(network, changed, picture, max_per_class, threshold)
+            prediction_list += predict(network, about_dict, changed, picture, threshold)
         pair_list = pair(prediction_list, truth_list)
-        rates = overall(pair_list, class_count)
+        rates = overall(pair_list, len(about_dict["category_list"]))
         result_dict[name] = {"precision": rates["precision"], "recall": rates["recall"],
                              "mean_error_px": error_px(pair_list)["mean"]}
         progress.show(len(result_dict))
     return result_dict
 
 
-def shift_test(network, about_dict, images_4d_array, truth_list, threshold):
+def shift_test(network, about_dict, image_list, truth_list, threshold):
     """Shift the picture by 0 to 31 px and the predictions back: what remains is the grid's doing.
 
     Edge pixels are repeated, so that nothing leaves the picture. std_px: spread of one label's
@@ -298,8 +292,8 @@ def shift_test(network, about_dict, images_4d_array, truth_list, threshold):
         for right in range(CELL):
             down = right * 7 % CELL  # takes each of 0 to 31 once, too
             margin_list = [(down, CELL - down), (right, CELL - right), (0, 0)]
-            shifted = np.pad(images_4d_array[picture], margin_list, mode="edge")
-            found_list = predict(network, shifted, picture, about_dict["max_per_class"], threshold)
+            shifted = np.pad(image_list[picture], margin_list, mode="edge")
+            found_list = predict(network, about_dict, shifted, picture, threshold)
             back_list = [found._replace(x=found.x - right, y=found.y - down)
                          for found in found_list]
             for truth, back in only_right(pair(back_list, list(places_dict))):
@@ -316,24 +310,22 @@ def shift_test(network, about_dict, images_4d_array, truth_list, threshold):
             "max_px": round(max(distance_list), 3), "lost": lost}
 
 
-def speed(network, about_dict, images_4d_array):
+def speed(network, about_dict, image_3d_array):
     """Median ms to decode a JPEG, of the network alone, and from picture file to keypoints."""
     device = network.head.weight.device
     file = io.BytesIO()
-    Image.fromarray(images_4d_array[0]).save(file, "JPEG", quality=90)
-    image_4d = torch.from_numpy(images_4d_array[:1].copy()).to(device)  # [1, 1920, 320, 3]
-    image_4d = image_4d.permute(0, 3, 1, 2)  # [1, 3, 1920, 320]
+    Image.fromarray(image_3d_array).save(file, "JPEG", quality=90)
 
-    def decode():
+    def read_jpeg():
         file.seek(0)
         return read_image(file)
 
     def median_ms(function):
-        with torch.inference_mode():
-            return round(statistics.median(time_calls(function, device, SPEED_RUNS)), 2)
+        return round(statistics.median(time_calls(function, device, SPEED_RUNS)), 2)
 
-    picture_ms = median_ms(lambda: model.find_keypoints(network, about_dict, decode()))
-    return {"decode_ms": median_ms(decode), "network_ms": median_ms(lambda: network(image_4d)),
+    picture_ms = median_ms(lambda: model.find_keypoints(network, about_dict, read_jpeg()))
+    return {"decode_ms": median_ms(read_jpeg),
+            "network_ms": median_ms(lambda: model.run_network(network, image_3d_array)),
             "picture_ms": picture_ms, "pictures_per_second": round(1000 / picture_ms, 1)}
 
 
@@ -400,26 +392,15 @@ def verdict(truth, prediction):
     return f"{'confused' if truth.class_id else 'false alarm'}, {prediction.score:.2f}"
 
 
-def draw_cases(path, pair_list, images_4d_array, file_list, name_list):
-    """Close-ups, three times as large: the label in white, the prediction in colour."""
-    sheet = Image.new("RGB", (5 * 207, max(1, math.ceil(len(pair_list) / 5)) * 227), "white")
-    for number, (truth, prediction) in enumerate(pair_list):
-        left, top = int(truth.x) - 33, int(truth.y) - 33
-        image = Image.fromarray(images_4d_array[truth.picture])
-        image = image.crop((left, top, left + 67, top + 67)).resize((201, 201), Image.NEAREST)
-        colour = COLOUR_LIST[(prediction.class_id - 1) % len(COLOUR_LIST)]
-        keypoint_list = []
-        for point, ink in ((truth, "white"), (prediction, colour)):
-            x, y = 3 * (point.x - left), 3 * (point.y - top)
-            if point.class_id:
-                keypoint_list.append({"class": name_list[point.class_id], "x": x, "y": y,
-                                      "box": [x - 45, y - 45, x + 45, y + 45], "colour": ink})
-        x, y = number % 5 * 207 + 3, number // 5 * 227 + 3
+def draw_cases(path, pair_list, image_list, file_list):
+    """Close-ups: the label in white, the prediction in its class's colour."""
+    tile_list = []
+    for truth, prediction in pair_list:
+        point_list = [(point.x, point.y, colour) for point, colour in (
+            (truth, "white"), (prediction, colour_of(prediction.class_id))) if point.class_id]
         title = f"{file_list[truth.picture][-15:]}: {verdict(truth, prediction)}"
-        ImageDraw.Draw(sheet).text((x, y), title, "black", ImageFont.load_default(13))
-        sheet.paste(draw_keypoints(image, keypoint_list), (x, y + 20))
-    with replacing(path) as temporary:
-        sheet.save(temporary, "PNG")
+        tile_list.append((title, image_list[truth.picture], truth.x, truth.y, 33, point_list))
+    save_close_ups(path, tile_list, columns=5)
 
 
 # ---------------------------------------------------------------- report
@@ -472,34 +453,28 @@ def print_suspicious(pair_list, file_list, category_list):
 
 def load(data_folder, split):
     """The network, what it knows, dataset.json and the arrays; UserError where they do not fit."""
-    weights_path = model.find_weights(data_folder)
-    print(f"using {weights_path}")
-    network, about_dict = model.load_weights(weights_path, pick_device())
+    network, about_dict = model.load_for_use(data_folder)
     dataset_dict, array_dict = read_data_set(data_folder)
-    known_list, category_list = about_dict["category_list"], dataset_dict["category_list"]
-    known_most, most = about_dict["max_per_class"], dataset_dict["max_per_class"]
     fix = f"train on it with {command('03_train.py', data_folder)}"
+    known_list, category_list = about_dict["category_list"], dataset_dict["category_list"]
     if known_list != category_list:
-        raise UserError(f"{weights_path}: knows {known_list[1:]}, the data set has "
-                        f"{category_list[1:]}; {fix}")
+        raise UserError(f"{data_folder}: holds {category_list[1:]}, but the weights know "
+                        f"{known_list[1:]}; {fix}")
     if not len(array_dict[split][0]):
         raise UserError(f"{data_folder}: {split} holds no picture; take another --split")
+    known_most, most = about_dict["max_per_class"], dataset_dict["max_per_class"]
     if known_most < most:
         print(f"these weights know at most {known_most} of a class in a picture, the data set "
               f"holds {most}; {fix}")
-    return model.fold_batch_norm(network), about_dict, dataset_dict, array_dict
+    return network, about_dict, dataset_dict, array_dict
 
 
 def parse_options():
-    parser = argparse.ArgumentParser(description="Evaluate the trained network.")
-    parser.add_argument("--data", type=Path, default=DATA_FOLDER,
-                        help="folder with data set and weights (default: data)")
-    parser.add_argument("--split", choices=("test", "val", "train"), default="test",
-                        help="which split (default: %(default)s)")
+    parser = make_parser("Evaluate the trained network.", "folder with data set and weights")
+    parser.add_argument("--split", choices=("test", "val", "train"), default="test", help="which")
     parser.add_argument("--threshold", type=float, default=0.5,
-                        help="least score of a prediction, 0 to 1 (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true",
-                        help="leave out robustness and shift test (default: do them)")
+                        help="least score of a prediction, 0 to 1")
+    parser.add_argument("--quick", action="store_true", help="leave out robustness and shift test")
     options = parser.parse_args()
     if not 0 <= options.threshold <= 1:
         parser.error("--threshold must lie between 0 and 1")
@@ -511,17 +486,20 @@ def main():
     network, about_dict, dataset_dict, array_dict = load(options.data, options.split)
     images_4d_array, label_2d_array = array_dict[options.split]
     category_list, count = dataset_dict["category_list"], len(images_4d_array)
+    # In the arrays all pictures are as large as the largest; here each gets its own size back.
+    image_list = [images_4d_array[index, :height, :width] for index, (width, height)
+                  in enumerate(dataset_dict[options.split]["size_list"])]
     truth_list = [Keypoint(int(picture), int(class_id), x, y)
                   for picture, class_id, x, y in label_2d_array.tolist()]
 
-    all_list = predict_all(network, images_4d_array, about_dict["max_per_class"])
+    all_list = predict_all(network, about_dict, image_list)
     pair_list = pair([point for point in all_list if point.score >= options.threshold], truth_list)
     metrics = summarise(pair_list, all_list, truth_list, count, category_list)
     metrics["blind_guess"] = blind_guess(array_dict["train"][1], truth_list, count, category_list)
-    metrics["speed"] = speed(network, about_dict, images_4d_array)
+    metrics["speed"] = speed(network, about_dict, image_list[0])
     metrics["robustness"], metrics["shift"] = {}, {}
     if not options.quick:
-        argument_list = [network, about_dict, images_4d_array, truth_list, options.threshold]
+        argument_list = [network, about_dict, image_list, truth_list, options.threshold]
         metrics["robustness"] = robustness(*argument_list)
         metrics["shift"] = shift_test(*argument_list)
     print_report(metrics, category_list)
@@ -530,12 +508,13 @@ def main():
     suffix = "" if options.split == "test" else f"_{options.split}"
     write_json(folder / f"metrics{suffix}.json", metrics)
     curve_2d_array = precision_recall_curve(all_list, truth_list, len(category_list))
-    name_list, file_list = names_to_draw(category_list), dataset_dict[options.split]["file_list"]
     draw_curve(folder / f"precision_recall{suffix}.png", curve_2d_array, options.threshold)
-    draw_confusion(folder / f"confusion{suffix}.png", metrics["confusion_matrix"], name_list)
+    draw_confusion(folder / f"confusion{suffix}.png", metrics["confusion_matrix"],
+                   names_to_draw(category_list))
     draw_errors(folder / f"errors{suffix}.png", right_errors(pair_list))
+    file_list = dataset_dict[options.split]["file_list"]
     sheet = "label_check.png" if options.split == "train" else f"worst{suffix}.png"
-    draw_cases(folder / sheet, worst_cases(pair_list), images_4d_array, file_list, name_list)
+    draw_cases(folder / sheet, worst_cases(pair_list), image_list, file_list)
     if options.split == "train":
         print_suspicious(pair_list, file_list, category_list)
     print(f"\nwrote metrics{suffix}.json and pictures to {folder}")

@@ -7,8 +7,9 @@
     python 05_predict.py --serve                        # a page on http://127.0.0.1:8000
 
 Reads   data/weights.pt (else data/pretrained.pt) and the pictures.
-Writes  to data/results/predictions (or --out): NAME.png, drawn; with --map NAME_map.png; with
-        --xml labelimg/, a copy of each picture with its XML. --json FILE: all keypoints, to FILE.
+Writes  to data/results/predictions (or --out, a new folder): NAME.png, drawn; with --map
+        NAME_map.png; with --xml labelimg/, a copy of each picture with its XML. --json FILE: all
+        keypoints, to a new FILE. It overwrites nothing but its own data/results/predictions.
 Time    about 20 pictures a second on two CPU cores, most of it to write PNG.
 See     a line a picture with class, score and place; where nothing was found, the best scores.
 Next    python 06_model_analysis.py shows where parameters, memory and time go.
@@ -18,7 +19,6 @@ correct them in LabelImg, and give labelimg/ to 01_prepare_data.py --source. Lab
 decimals when it saves, 0.5 px up and left on average: save only what you corrected.
 """
 
-import argparse
 import contextlib
 import http.server
 import importlib
@@ -34,19 +34,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from common import (CELL, COLOUR_LIST, DATA_FOLDER, IMAGE_SUFFIXES, UserError, command,
-                    draw_keypoints, names_to_draw, pick_device, read_image, replacing, run_main,
-                    write_json, write_labelimg_xml)
+from common import (CELL, IMAGE_SUFFIXES, UserError, colour_of, command, draw_keypoints,
+                    make_parser, names_to_draw, pictures_in, read_image, replacing, run_main,
+                    save_figure, write_json, write_labelimg_xml)
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
 
 PNG_LEVEL = 1  # of 9; the usual 6 takes twice the time for three quarters of the bytes
-OUR_MARK = "05_predict.py"  # in the field "Software" of each PNG that this script writes
-MAP_CLASSES, MAP_CELLS = 6, 10  # the most on a map: classes, and marked cells of a class
+MAP_CLASSES = 6  # the most on a map: the likeliest
 PAGE_PATH = Path(__file__).resolve().parent / "docs" / "page.html"
 MAX_BODY = 12_000_000  # bytes of a picture that the service takes
 MAX_SERVED_PIXELS = 16_000_000  # px, as a telephone's 4000x3000; each costs 30 bytes of memory
@@ -56,25 +55,9 @@ PATIENCE = 5  # s; for a client that is silent, and at the end for those who are
 
 # ---------------------------------------------------------------- one picture
 
-def predict(network, about_dict: dict, image_3d_array: np.ndarray, threshold: float) -> list[dict]:
-    """Keypoints of a picture, uint8 `[H, W, 3]`: dicts of class, x, y, score and box.
-
-    The command line and the service both ask here, so their answers are equal.
-    """
-    height, width = image_3d_array.shape[:2]
-    keypoint_list = []
-    for keypoint in model.find_keypoints(network, about_dict, image_3d_array, threshold):
-        xmin, ymin, xmax, ymax = keypoint["box"]
-        # The network saw a padded picture. What lies in the padding with all of its box is no
-        # keypoint; one just outside stays, as a label that the edge cuts would.
-        if xmin < width - 1 and ymin < height - 1 and xmax > 1 and ymax > 1:
-            keypoint_list.append(keypoint)
-    return keypoint_list
-
-
 def class_maps(network, image_3d_array: np.ndarray) -> np.ndarray:
     """The probability of each class in each cell, float32 `[2, 60, 10]`: what decode sees."""
-    score_3d = model.answer(network, image_3d_array)[0, 2:]  # [3, 60, 10]
+    score_3d = model.run_network(network, image_3d_array)[0, 2:]  # [3, 60, 10]
     return score_3d.softmax(dim=0)[1:].cpu().numpy()  # background is left out
 
 
@@ -92,30 +75,24 @@ def in_words(keypoint_list: list[dict], best_dict: dict[str, float], threshold: 
     return f"nothing found with threshold {threshold:g}; best: " + ", ".join(best_list)
 
 
-def draw_map(drawn: Image.Image, image_3d_array: np.ndarray, map_3d_array: np.ndarray,
-             style_list: list[dict]) -> Image.Image:
-    """The drawn picture and, for each class, the picture in the dark: likely cells are lit.
-
-    The best cell of a class is marked, however low, and so are others from 0.1 on.
-    """
-    height, width = image_3d_array.shape[:2]
-    panel_list = [np.asarray(drawn)]
-    for index in sorted(np.argsort(-map_3d_array.max(axis=(1, 2)))[:MAP_CLASSES]):
-        map_2d_array = map_3d_array[index]  # [60, 10]
-        light_2d_array = map_2d_array.repeat(CELL, axis=0).repeat(CELL, axis=1)[:height, :width]
-        panel_3d_array = image_3d_array * (0.3 + 0.7 * light_2d_array[:, :, None])
-        panel_3d_array[:2] = panel_3d_array[:, :2] = 255  # a white line between the panels
-        cell_list = []
-        for cell in np.argsort(-map_2d_array, axis=None)[:MAP_CELLS]:
-            row, column = divmod(int(cell), map_2d_array.shape[1])
-            probability = map_2d_array[row, column]
-            if not cell_list or probability >= 0.1:
-                x, y = column * CELL, row * CELL
-                cell_list.append({"x": x + CELL / 2, "y": y + CELL / 2, "score": probability,
-                                  "box": [x, y, x + CELL, y + CELL], **style_list[index]})
-        panel = draw_keypoints(Image.fromarray(panel_3d_array.astype(np.uint8)), cell_list)
-        panel_list.append(np.asarray(panel))
-    return Image.fromarray((np.hstack if height >= width else np.vstack)(panel_list))
+def draw_map(path: Path, drawn: Image.Image, image_3d_array: np.ndarray,
+             map_3d_array: np.ndarray, name_list: list[str]) -> None:
+    """The drawn picture, and beside it under each class's map: bright cells are likely ones."""
+    _, rows, columns = map_3d_array.shape
+    best_1d_array = map_3d_array.max(axis=(1, 2))
+    shown_list = sorted(np.argsort(-best_1d_array)[:MAP_CLASSES])
+    panels, height, width = 1 + len(shown_list), drawn.height / 150, drawn.width / 150  # inches
+    figure = Figure((1 + panels * (width + 0.6), height + 1), layout="compressed")
+    first, *axes_list = figure.subplots(1, panels, sharey=True)
+    first.imshow(drawn)
+    for axes, index in zip(axes_list, shown_list):
+        axes.imshow(image_3d_array)
+        mappable = axes.imshow(map_3d_array[index], cmap="inferno", vmin=0, vmax=1, alpha=0.6,
+                               extent=(0, columns * CELL, rows * CELL, 0))
+        axes.set(xlim=(0, drawn.width), ylim=(drawn.height, 0))
+        axes.set_title(f"{name_list[index]}\nbest {best_1d_array[index]:.3f}", parse_math=False)
+    figure.colorbar(mappable, ax=axes_list, label="probability", aspect=40, pad=0.01)
+    save_figure(figure, path)
 
 
 # ---------------------------------------------------------------- many pictures
@@ -125,11 +102,11 @@ def predict_files(network, about_dict: dict, options) -> None:
     folder = options.out or options.data / "results" / "predictions"
     path_list = collect_pictures(options)
     name_list = output_names(path_list)
-    refuse_to_overwrite(folder, path_list, name_list, options)
+    refuse_to_overwrite(folder, path_list, options)
     class_list = about_dict["category_list"][1:]
     label_list = names_to_draw(about_dict["category_list"])[1:]
-    style_dict = {name: {"class": name, "label": label, "colour": COLOUR_LIST[i % len(COLOUR_LIST)]}
-                  for i, (name, label) in enumerate(zip(class_list, label_list))}
+    style_dict = {name: {"label": label, "colour": colour_of(class_id)}
+                  for class_id, (name, label) in enumerate(zip(class_list, label_list), start=1)}
     entry_list = []
     start_time = time.perf_counter()
     for number, (path, name) in enumerate(zip(path_list, name_list), start=1):
@@ -138,18 +115,20 @@ def predict_files(network, about_dict: dict, options) -> None:
         except UserError as error:  # of this picture; the others go on
             print(f"bad: {error}")
             continue
-        keypoint_list = predict(network, about_dict, image_3d_array, options.threshold)
+        keypoint_list = model.find_keypoints(network, about_dict, image_3d_array,
+                                             options.threshold)
         entry_list.append({"image": str(path), "keypoints": keypoint_list})
         styled_list = [{**keypoint, **style_dict[keypoint["class"]]} for keypoint in keypoint_list]
         drawn = draw_keypoints(Image.fromarray(image_3d_array), styled_list)
-        save_png(folder / f"{name}.png", drawn)
+        with replacing(folder / f"{name}.png") as temporary:
+            drawn.save(temporary, format="PNG", compress_level=PNG_LEVEL)
         best_dict = {}
         if options.map or not keypoint_list:
             map_3d_array = class_maps(network, image_3d_array)  # [2, 60, 10]
             best_dict = dict(zip(class_list, map_3d_array.max(axis=(1, 2))))
         if options.map:
-            map_image = draw_map(drawn, image_3d_array, map_3d_array, list(style_dict.values()))
-            save_png(folder / f"{name}_map.png", map_image)
+            draw_map(folder / f"{name}_map.png", drawn, image_3d_array, map_3d_array,
+                     label_list)
         if options.xml:
             write_label(folder / "labelimg", name, path, image_3d_array, keypoint_list)
         height, width = image_3d_array.shape[:2]
@@ -173,11 +152,6 @@ def collect_pictures(options) -> list[Path]:
     return list(dict.fromkeys(path_list))  # named twice, looked at once
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.glob("*")) if path.suffix.lower() in IMAGE_SUFFIXES
-            and path.is_file() and not path.name.startswith(".")]
-
-
 def output_names(path_list: list[Path]) -> list[str]:
     """A name for what is written about each picture: a/1.jpg and b/1.jpg must stay apart.
 
@@ -197,40 +171,17 @@ def output_names(path_list: list[Path]) -> list[str]:
     return name_list
 
 
-def refuse_to_overwrite(folder: Path, path_list: list[Path], name_list: list[str],
-                        options) -> None:
-    """Raise UserError, before any work, where a file would go that this script did not write."""
+def refuse_to_overwrite(folder: Path, path_list: list[Path], options) -> None:
+    """Raise UserError, before any work, where something of the user's might be lost."""
     if any(path.resolve().parent == folder.resolve() for path in path_list):
         raise UserError(f"{folder}: holds the pictures themselves; choose another --out")
-    labels = folder / "labelimg"
-    if options.xml and labels.is_dir() and any(labels.iterdir()):
-        raise UserError(f"{labels}: holds labels, perhaps corrected by hand; choose another --out")
-    target_list = [folder / f"{name}.png" for name in name_list]
-    target_list += [folder / f"{name}_map.png" for name in name_list if options.map]
-    target_list += [options.json] if options.json else []
-    for path in target_list:
-        if path.exists() and not is_ours(path):
-            flag = "--json" if path == options.json else "--out"
-            raise UserError(f"{path}: was not written by this script; choose another {flag}")
-
-
-def is_ours(path: Path) -> bool:
-    """Did this script write the file? A PNG of ours bears a mark, a JSON has a shape of its own."""
-    try:
-        if path.suffix == ".png":
-            with Image.open(path) as image:
-                return image.info.get("Software") == OUR_MARK
-        entry_list = json.loads(path.read_text(encoding="utf-8"))
-        return all(set(entry) == {"image", "keypoints"} for entry in entry_list)
-    except Exception:  # another kind of file can raise nearly anything
-        return False
-
-
-def save_png(path: Path, image: Image.Image) -> None:
-    mark = PngInfo()
-    mark.add_text("Software", OUR_MARK)
-    with replacing(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=mark, compress_level=PNG_LEVEL)
+    if options.out and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty; choose a new folder for --out")
+    if options.xml and (folder / "labelimg").exists():
+        raise UserError(f"{folder / 'labelimg'}: holds labels, perhaps corrected by hand; choose a "
+                        "new folder with --out")
+    if options.json and options.json.exists():
+        raise UserError(f"{options.json}: is there already; choose a new file for --json")
 
 
 def write_label(folder: Path, name: str, path: Path, image_3d_array: np.ndarray,
@@ -313,7 +264,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 image_3d_array = read_image(io.BytesIO(body), MAX_SERVED_PIXELS)
             except UserError as error:
                 raise Refusal(415, f"{error}; send its bytes: curl --data-binary @a.jpg") from None
-            return predict(self.server.network, self.server.about_dict, image_3d_array, threshold)
+            return model.find_keypoints(self.server.network, self.server.about_dict,
+                                        image_3d_array, threshold)
 
     def answer(self, status: int, content, content_type: str = "application/json") -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -370,39 +322,29 @@ def serve(network, about_dict: dict, options) -> None:
 # ---------------------------------------------------------------- the command line
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Find keypoints in pictures, or serve a page.")
-    parser.add_argument("pictures", type=Path, nargs="*",
-                        help="pictures and folders (default: DATA/sample)")
-    parser.add_argument("--data", type=Path, default=DATA_FOLDER,
-                        help="folder with the weights (default: data)")
-    parser.add_argument("--out", type=Path,
-                        help="folder to draw into (default: DATA/results/predictions)")
-    parser.add_argument("--json", type=Path, metavar="FILE.json",
-                        help="write the keypoints to this file, too (default: do not)")
-    parser.add_argument("--xml", action="store_true",
-                        help="write pictures with LabelImg's XML, too (default: do not)")
-    parser.add_argument("--map", action="store_true",
-                        help="draw the probabilities of the cells, too (default: do not)")
+    parser = make_parser("Find keypoints in pictures, or serve a page.", "folder with the weights")
+    parser.add_argument("pictures", type=Path, nargs="*", help="pictures and folders; without any, "
+                        "those of DATA/sample")
+    parser.add_argument("--out", type=Path, help="new folder to draw into; without it, "
+                        "DATA/results/predictions")
+    parser.add_argument("--json", type=Path, metavar="FILE.json", help="new file for the keypoints")
+    parser.add_argument("--xml", action="store_true", help="write pictures with LabelImg's XML")
+    parser.add_argument("--map", action="store_true", help="draw the probabilities of the cells")
     parser.add_argument("--threshold", type=float, default=0.5,
-                        help="least score of a keypoint, 0 to 1 (default: %(default)s)")
+                        help="least score of a keypoint, 0 to 1")
     parser.add_argument("--serve", nargs="?", const="127.0.0.1:8000", metavar="HOST:PORT",
-                        help="serve a page and POST /predict (default: do not; then at %(const)s)")
+                        help="serve a page and POST /predict; without a place at %(const)s")
     options = parser.parse_args()
     if not 0 <= options.threshold <= 1:
         parser.error("--threshold must lie between 0 and 1")
-    if options.json and options.json.suffix.lower() != ".json":
-        parser.error(f"--json {options.json}: the name must end in .json")
     own_list = [options.pictures, options.out, options.json, options.xml, options.map]
     if options.serve and any(own_list):
         parser.error("--serve takes pictures from clients: only --data and --threshold go with it")
     # One core a picture: the others serve other clients. And sums come in one order: with several
     # threads the sixth digit differs now and then, and the service would not quite agree with this.
     torch.set_num_threads(1)
-    weights_path = model.find_weights(options.data)
-    print(f"using {weights_path}")
-    network, about_dict = model.load_weights(weights_path, pick_device())
     job = serve if options.serve else predict_files
-    job(model.fold_batch_norm(network), about_dict, options)
+    job(*model.load_for_use(options.data), options)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@
     python 06_model_analysis.py --batch 2    # for a batch of 2
 
 Reads   data/weights.pt, else data/pretrained.pt; where they do not fit, an untrained network will
-        do. A picture of the data set, and so the height and width of dataset.json; where there is
-        no data set, a picture of data/sample.
+        do. A picture of data/sample; with --data my_data one of yours, and so its size.
 Writes  data/results/layers.png and data/results/receptive_field.png.
 Time    half a minute on two CPU cores.
 See     nine chapters: what a formula says beside what PyTorch says. Where they differ, the script
@@ -13,7 +12,6 @@ See     nine chapters: what a formula says beside what PyTorch says. Where they 
 Next    change a line of LAYER_LIST in 02_model.py and run this again: what did it cost?
 """
 
-import argparse
 import copy
 import importlib
 import inspect
@@ -32,8 +30,8 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import (CELL, DATA_FOLDER, UserError, command, pad_image, pick_device, read_image,
-                    round_up_to_cell, run_main, save_figure, time_calls)
+from common import (CELL, UserError, command, is_default, make_parser, pad_image, pick_device,
+                    read_image, round_up_to_cell, run_main, save_figure, time_calls)
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
@@ -198,28 +196,14 @@ def gradient_map(layer_list, crops_4d, jump: int) -> tuple[np.ndarray, float]:
     return map_2d.cpu().numpy(), (cell + 0.5) * jump
 
 
-def side_with_share(map_2d_array: np.ndarray, share: float) -> int:
-    """Side of the smallest square round the middle that holds this share of the map.
-
-    >>> side_with_share(np.ones((10, 10)), 0.36)
-    6
-    """
-    middle = len(map_2d_array) // 2
-    for half in range(1, middle + 1):
-        inside = slice(middle - half, middle + half)
-        if map_2d_array[inside, inside].sum() >= (share - 1e-6) * map_2d_array.sum():
-            break
-    return 2 * half
-
-
-def print_receptive_field(row_list, image_3d_array, ground: str) -> tuple[np.ndarray, int]:
+def print_receptive_field(row_list, image_3d_array, ground: str) -> np.ndarray:
     """4. RECEPTIVE FIELD: a layer adds (kernel - 1) x jump to what a cell sees, moves its centre by
     ((kernel - 1)/2 - padding) x jump, and multiplies the jump to the next cell by its stride. The
     first cell's prior is at jump/2.
     """
-    size, jump = row_list[-1]["size"], row_list[-1]["jump"]
-    side = (size // jump // 2 * 2 + 3) * jump  # an odd number of cells, more than one can see
-    crops_4d, table_list = cut_crops(image_3d_array, side).to(pick_device()), []
+    cells = row_list[-1]["size"] // row_list[-1]["jump"] // 2 * 2 + 3  # odd: one is in the middle
+    crops_4d = cut_crops(image_3d_array, cells * row_list[-1]["jump"]).to(pick_device())
+    table_list = []
     for index, row in enumerate(row_list):
         if row["kind"] == "conv":
             layer_list = [row["layer"] for row in row_list[:index + 1]]
@@ -228,20 +212,17 @@ def print_receptive_field(row_list, image_3d_array, ground: str) -> tuple[np.nda
             seen, off = len(column_1d_array), float(column_1d_array.mean()) + 0.5 - prior
             check(f"what {row['name']} sees", (row["size"], row["centre"] - row["jump"] / 2),
                   (seen, off))
-            half = int(min(prior, side - prior))
-            inside = slice(int(prior) - half, int(prior) + half)
-            map_2d_array = map_2d_array[inside, inside]  # now with the prior in its middle
-            most = side_with_share(map_2d_array, 0.9)
             table_list.append((row["name"], row["jump"], row["centre"], row["jump"] / 2, off,
-                               row["size"], seen, most))
-    print_table(("layer", "jump", "centre", "prior", "off by gradient", "sees, px", "by gradient",
-                 "90 % of it"), table_list)
+                               row["size"], seen))
+    print_table(("layer", "jump", "centre", "prior", "off by gradient", "sees, px", "by gradient"),
+                table_list)
     print(f"   The gradient is that on {ground}.")
-    return map_2d_array, most
+    return map_2d_array
 
 
 def print_batch_norm(row_list, image_4d) -> None:
-    """5. BN BY ITSELF. In training it uses its batch's mean and variance: of 1 3 5 7, 4 and 20/4.
+    """5. BN BY ITSELF. In training it uses its batch's mean and variance: of 1, 3, 5 and 7,
+    mean 4, variance 20/4.
     It moves its averages a tenth of the way: 0 to 0.4, and 1 to 0.9 + 0.1 x 20/3 = 1.567 (there the
     variance is divided by 3, not 4). In evaluation it uses these, and can be folded (chapter 3).
     """
@@ -472,16 +453,15 @@ def draw_layers(path: Path, row_list) -> None:
     save_figure(figure, path)
 
 
-def draw_receptive_field(path: Path, map_2d_array, size: int, most: int, ground: str) -> None:
-    """What a cell looks at. size: px that it can see; most: side with 90 % of the gradient, px."""
+def draw_receptive_field(path: Path, map_2d_array, size: int, ground: str) -> None:
+    """What the middle cell looks at; size: px that it can see."""
     half = len(map_2d_array) / 2
     figure = Figure(figsize=(6.5, 5.5), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(np.sqrt(map_2d_array / map_2d_array.max()), cmap="magma",
                         extent=(-half, half, half, -half))
     figure.colorbar(image, label="root of |gradient|, largest = 1")
-    for side, colour, name in ((size, "tab:green", "can see"), (CELL, "tab:red", "its own cell"),
-                               (most, "tab:cyan", "90 % of the gradient")):
+    for side, colour, name in ((size, "tab:green", "can see"), (CELL, "tab:red", "its own cell")):
         axes.add_patch(Rectangle((-side / 2, -side / 2), side, side, fill=False, edgecolor=colour,
                                  linewidth=2, label=f"{name}: {side} px"))
     axes.set(xlabel="px from the prior", ylabel="px from the prior",
@@ -499,11 +479,8 @@ def run_chapter(chapter, *arguments):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Analyse the network layer by layer.")
-    parser.add_argument("--data", type=Path, default=DATA_FOLDER,
-                        help="folder with weights and data set (default: data)")
-    parser.add_argument("--batch", type=int, default=8,
-                        help="pictures in the batch of chapters 6 and 7 (default: %(default)s)")
+    parser = make_parser("Analyse the network layer by layer.", "folder with weights and data set")
+    parser.add_argument("--batch", type=int, default=8, help="pictures in chapters 6 and 7")
     options = parser.parse_args()
     if not 1 <= options.batch <= 100:  # 30 MB of memory a picture
         parser.error("--batch must lie between 1 and 100")
@@ -516,8 +493,7 @@ def main() -> None:
         print(f"{error}\nso this is an untrained network: shapes, counts and bytes are the same")
         network = model.KeypointNet(class_count=3).to(device).eval()
     image_3d_array, _ = model.example(options.data)  # the picture that 02_model.py shows
-    is_own = (options.data / "train_labels.npy").is_file()
-    ground = "a picture of the data set" if is_own else "a picture of data/sample"
+    ground = f"a picture of {'data/sample' if is_default(options.data) else 'the data set'}"
     # At least two cells a side: in training, BN needs more than one number a channel.
     height, width = (max(2 * CELL, round_up_to_cell(side)) for side in image_3d_array.shape[:2])
     image_3d = torch.from_numpy(pad_image(image_3d_array, height, width).copy())  # [1920, 320, 3]
@@ -531,7 +507,7 @@ def main() -> None:
         run_chapter(print_shapes, row_list, image_4d)
         run_chapter(print_parameters, row_list, network)
         run_chapter(print_work, row_list, network, image_4d)
-    map_2d_array, most = run_chapter(print_receptive_field, row_list, image_3d_array, ground)
+    map_2d_array = run_chapter(print_receptive_field, row_list, image_3d_array, ground)
     run_chapter(print_batch_norm, row_list, image_4d)
     run_chapter(print_memory, row_list, network, options.batch)
     run_chapter(print_bytes, options.batch, height, width)
@@ -539,7 +515,7 @@ def main() -> None:
     run_chapter(print_threads, network)
     folder, size = options.data / "results", row_list[-1]["size"]
     draw_layers(folder / "layers.png", row_list)
-    draw_receptive_field(folder / "receptive_field.png", map_2d_array, size, most, ground)
+    draw_receptive_field(folder / "receptive_field.png", map_2d_array, size, ground)
     print(f"\nwrote layers.png and receptive_field.png to {folder}")
     again = command("06_model_analysis.py", options.data)
     print(f"next: change a line of LAYER_LIST in 02_model.py, and see the price with {again}")

@@ -1,11 +1,13 @@
 """What at least two of the six scripts need, and nothing else.
 
-It imports none of the scripts, so it can be read first or last. In this order: folders, telling
-the user what is wrong, the data set, device and time, pictures, LabelImg's XML, a progress bar.
+It imports none of the scripts, so it can be read first or last. In this order: talking with the
+user, the data set, device and time, pictures, LabelImg's XML, a progress bar.
 """
 
+import argparse
 import contextlib
 import json
+import math
 import os
 import shlex
 import shutil
@@ -17,19 +19,20 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 CELL = 32  # px; the network's stride: one cell of its grid looks after 32x32 px of the picture
 DATA_FOLDER = Path(__file__).resolve().parent / "data"  # the default of every script's --data
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # Pillow would hand PostScript to a program
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # Pillow runs a program on PostScript
 MAX_PIXELS = 50_000_000  # a picture above this is refused: a few bytes can unpack to gigabytes
 COLOUR_LIST = ["#00e5ff", "#ff4fd8", "#a6ff00", "#ffd400", "#ff7b3a", "#8f9bff"]  # class by class
 TURN_DICT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
              4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
              6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
              8: Image.Transpose.ROTATE_90}  # by EXIF tag 274: how a camera was held
-Image.init()  # loads every format now, since Pillow would load WEBP and TIFF too late
+Image.init()  # or Pillow would not know WEBP and TIFF in Image.open(formats=...)
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; ours refuses
 
 
@@ -58,7 +61,24 @@ def run_main(main) -> None:
     except KeyboardInterrupt:
         sys.exit("stopped by Ctrl-C")
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one must not disturb the ending
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+
+
+def make_parser(description: str, data_help: str) -> argparse.ArgumentParser:
+    """A parser with --data, which all scripts have. Its help shows each option's default."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA_FOLDER, help=data_help)
+    return parser
+
+
+def short_reason(error: Exception) -> str:
+    """What Pillow, PyTorch or numpy say of damaged bytes, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split(' <')[0].split())[:80]}"
+
+
+def is_default(folder: Path) -> bool:
+    return folder.resolve() == DATA_FOLDER.resolve()  # data may be a link to a larger disk
 
 
 def command(script: str, data_folder: Path, *argument_list) -> str:
@@ -67,7 +87,7 @@ def command(script: str, data_folder: Path, *argument_list) -> str:
     >>> command("03_train.py", Path("my data"), "--resume")
     "python 03_train.py --data 'my data' --resume"
     """
-    data_list = [] if data_folder == DATA_FOLDER else ["--data", data_folder]
+    data_list = [] if is_default(data_folder) else ["--data", data_folder]
     return shlex.join(["python", script, *map(str, data_list), *map(str, argument_list)])
 
 
@@ -111,15 +131,14 @@ def read_data_set(folder: Path) -> tuple[dict, dict]:
             images_4d_array = np.load(path, mmap_mode="r")
             path = folder / f"{split}_labels.npy"
             label_2d_array = np.load(path)
-            expected = len(dataset_dict[split]["file_list"])
-            is_whole = images_4d_array.ndim == 4 and len(images_4d_array) == expected
-            if not is_whole or label_2d_array.shape[1:] != (4,):
+            count_set = {len(images_4d_array), *(len(dataset_dict[split][name])
+                                                 for name in ("file_list", "size_list"))}
+            if images_4d_array.ndim != 4 or label_2d_array.shape[1:] != (4,) or len(count_set) > 1:
                 raise ValueError("does not fit dataset.json")
             array_dict[split] = images_4d_array, label_2d_array
     except (ValueError, EOFError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0][:80]
-        fix = "make it again with 01_prepare_data.py"
-        raise UserError(f"{path}: damaged ({reason}); {fix}") from None
+        raise UserError(f"{path}: damaged ({short_reason(error)}); make it again with "
+                        "01_prepare_data.py") from None
     return dataset_dict, array_dict
 
 
@@ -173,9 +192,13 @@ def read_image(path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{name}: no such file") from None
     except Exception as error:  # damaged bytes can raise nearly anything
-        reason = f"{str(error).split(' <')[0].split(chr(10))[0][:80]}" or type(error).__name__
-        fix = "save it again as JPEG or PNG"
-        raise UserError(f"{name}: not a readable picture ({reason}); {fix}") from None
+        raise UserError(f"{name}: not a readable picture ({short_reason(error)}); save it again "
+                        "as JPEG or PNG") from None
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("*")) if path.suffix.lower() in IMAGE_SUFFIXES
+            and path.is_file() and not path.name.startswith(".")]
 
 
 def round_up_to_cell(length: int) -> int:
@@ -191,6 +214,10 @@ def pad_image(image_3d_array: np.ndarray, height: int, width: int) -> np.ndarray
     """Repeat right column and bottom row up to `height` x `width`: no coordinate changes."""
     rows, columns = image_3d_array.shape[:2]
     return np.pad(image_3d_array, ((0, height - rows), (0, width - columns), (0, 0)), mode="edge")
+
+
+def colour_of(class_id: int) -> str:
+    return COLOUR_LIST[(int(class_id) - 1) % len(COLOUR_LIST)]
 
 
 def names_to_draw(category_list: list[str]) -> list[str]:
@@ -244,10 +271,36 @@ def place_text(box, size, image_size, taken_list) -> tuple:
         for left, top, right, bottom in taken_list))
 
 
-def save_figure(figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write a matplotlib Figure as PNG."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
+
+
+def save_close_ups(path: Path, tile_list: list[tuple], columns: int) -> None:
+    """Parts of pictures side by side, `columns` in a row.
+
+    A tile: (title, picture `[H, W, 3]`, x, y, reach, points); it shows the picture as far as
+    `reach` px from (x, y), and each point (x, y, colour) as a cross.
+    """
+    rows = max(1, math.ceil(len(tile_list) / columns))
+    figure = Figure((1.8 * columns, 2 * rows))
+    for number, (title, image_3d_array, x, y, reach, point_list) in enumerate(tile_list, start=1):
+        # Where all of it lies outside of the picture, a pixel of the edge is taken, out of sight.
+        left, top = (int(np.clip(place - reach, 0, length - 1)) for place, length
+                     in ((x, image_3d_array.shape[1]), (y, image_3d_array.shape[0])))
+        right, bottom = max(left, int(x + reach)) + 1, max(top, int(y + reach)) + 1
+        part_3d_array = image_3d_array[top:bottom, left:right]
+        height, width = part_3d_array.shape[:2]
+        axes = figure.add_subplot(rows, columns, number, facecolor="grey")
+        axes.imshow(part_3d_array, extent=(left, left + width, top + height, top))
+        for point_x, point_y, colour in point_list:
+            axes.plot(point_x, point_y, "+", color=colour, markersize=24)
+        axes.set(xlim=(x - reach, x + reach), ylim=(y + reach, y - reach), xticks=[], yticks=[])
+        title = title.encode("ascii", "replace").decode()  # a font might lack a file name's letters
+        axes.set_title(title, fontsize=8, parse_math=False)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.25 / (2 * rows), 0.05, 0.15)
+    save_figure(figure, path)
 
 
 # ---------------------------------------------------------------- LabelImg's XML

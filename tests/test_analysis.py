@@ -11,8 +11,9 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import common
 from common import UserError
-from conftest import call_main, load, noise_image, run_script, sentence_of
+from conftest import call_main, load, noise_image, run_script
 
 analysis, model = load("06_model_analysis"), load("02_model")
 
@@ -40,7 +41,8 @@ def write_data_set(folder, height, width):
         images = np.stack([np.asarray(noise_image(i, height, width)) for i in range(2)])
         np.save(folder / f"{split}_images.npy", images)
         np.save(folder / f"{split}_labels.npy", np.array([[0, 1, 9, 9]], np.float32))
-    splits = {split: {"file_list": ["a.png", "b.png"]} for split in ("train", "val", "test")}
+    splits = {split: {"file_list": ["a.png", "b.png"], "size_list": [[width, height]] * 2}
+              for split in ("train", "val", "test")}
     about = {"category_list": ["background", "keyPoint_1", "keyPoint_2"], "box_size": [30, 30],
              "max_per_class": 1, "height": height, "width": width}
     (folder / "dataset.json").write_text(json.dumps({**about, **splits}), encoding="utf-8")
@@ -58,7 +60,7 @@ def fast(monkeypatch):
 
 def test_shapes_parameters_and_work_by_hand():
     row_list = analysis.describe(small_layer_list(), 3, 64, 32)
-    # (64 + 2 - 6) / 4 + 1 = 16, (32 + 2 - 6) / 4 + 1 = 8; 2x2, stride 2 halves; 3x3, padding 1 keeps
+    # (64 + 2 - 6) / 4 + 1 = 16, (32 + 2 - 6) / 4 + 1 = 8; 2x2 halves; 3x3, padding 1 keeps
     assert [row["out_shape"] for row in row_list] == [
         (4, 16, 8), (4, 16, 8), (4, 16, 8), (4, 8, 4), (5, 8, 4)]
     # 6*6*3*4, 2*4, -, 2*2*4*4, 3*3*4*5 + 5; the convolutions' weights times 16*8, 8*4 and 8*4
@@ -99,8 +101,8 @@ def test_the_real_gradient_reaches_as_far_as_the_formula_says(build):
     row_list = analysis.describe(layer_list, 3, 320, 320)
     nn.Sequential(*layer_list).eval()
     image_3d_array = np.asarray(noise_image(0, 320, 320))
-    map_2d_array, most = analysis.print_receptive_field(row_list, image_3d_array, "noise")
-    assert len(map_2d_array) > row_list[-1]["size"] and 0 < most <= row_list[-1]["size"] + 4
+    map_2d_array = analysis.print_receptive_field(row_list, image_3d_array, "noise")
+    assert len(map_2d_array) > row_list[-1]["size"] == np.count_nonzero(map_2d_array.any(axis=0))
     row_list[-1]["size"] += 1
     with pytest.raises(UserError, match="the formula says"):
         analysis.print_receptive_field(row_list, image_3d_array, "noise")
@@ -193,28 +195,41 @@ def test_small_and_narrow_pictures_are_enough(fast, tmp_path, monkeypatch, capsy
     """
     seen = {}
     monkeypatch.setattr(analysis, "draw_receptive_field",
-                        lambda path, map_2d_array, size, most, ground: seen.update(
-                            map=map_2d_array, size=size, most=most, ground=ground))
+                        lambda path, map_2d_array, size, ground: seen.update(
+                            map=map_2d_array, size=size, ground=ground))
     data = write_data_set(tmp_path / "data", height, width)
     assert call_main(analysis, monkeypatch, "--data", data, "--batch", 1) == (0, "")
     output = capsys.readouterr().out
     assert f"[1, 3, {max(64, height)}, {max(64, width)}] on cpu" in output
     assert len(seen["map"]) > seen["size"] == model.receptive_field()[0]
-    assert seen["most"] > 64  # px: more than the picture's width, so not cut by it
+    # The prior is in the middle, and the gradient reaches as far to both sides.
+    column_1d_array = np.flatnonzero(seen["map"].any(axis=0))
+    assert column_1d_array[0] + column_1d_array[-1] + 1 == len(seen["map"])
+    assert len(column_1d_array) == seen["size"] > 64  # px: not cut by the picture's width
     # The picture says what is printed, and on which ground.
     chapter = output[output.index("\n4. "):output.index("\n5. ")]
     head_line, = (line for line in chapter.splitlines() if "head" in line)
-    assert head_line.split()[-1] == str(seen["most"])
+    assert head_line.split()[-2:] == [str(seen["size"])] * 2  # by formula, by gradient
     assert f"on {seen['ground']}." in chapter and "the data set" in seen["ground"]
 
 
-def test_other_layers_are_followed(fast, tmp_path, monkeypatch, capsys):
+@pytest.mark.filterwarnings("error")
+def test_other_layers_are_followed_and_any_name_of_the_folder(fast, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(model, "LAYER_LIST", [(6, 4, 1, 4), (3, 1, 1, 6), (4, 2, 1, 8),
                                               (6, 4, 1, 8), (4, 2, 1, 8)])  # 64 px to a cell
-    data = write_data_set(tmp_path / "data", 256, 160)
+    data = write_data_set(tmp_path / "data 数据 $x$ $\\frac$", 256, 160)
     assert call_main(analysis, monkeypatch, "--data", data, "--batch", 1) == (0, "")
     output = capsys.readouterr().out
     assert "untrained network" in output and "6x6x8x8" in output
+
+
+def test_the_default_folder_shows_the_sample_picture(fast, tmp_path, monkeypatch, capsys):
+    """Whatever data set it holds, so that all readers see the figures of the README."""
+    write_data_set(tmp_path, 96, 64)
+    monkeypatch.setattr(common, "DATA_FOLDER", tmp_path)
+    monkeypatch.setattr(analysis, "draw_receptive_field", lambda *arguments: None)
+    assert call_main(analysis, monkeypatch, "--batch", 1) == (0, "")
+    assert "a picture of data/sample: torch.uint8 [1, 3, 1920, 320]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("is_there", [True, False])

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 import common
-from conftest import load, write_example
+from conftest import centroid, load, paint_dot, write_example
 
 
 def save_and_read(image, path, **options):
@@ -216,6 +217,71 @@ def test_texts_of_keypoints_side_by_side_take_places_of_their_own():
                     or bottom <= other_top or other_bottom <= top)
 
 
+def drawn_close_ups(monkeypatch, tile_list, columns=5):
+    """Draw close-ups: the figure's axes, and of each what it shows as float [rows, columns]."""
+    figure_list = []
+    monkeypatch.setattr(common, "save_figure", lambda figure, path: figure_list.append(figure))
+    common.save_close_ups(Path("sheet.png"), tile_list, columns)
+    figure, = figure_list
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    sheet_3d_array = np.asarray(canvas.buffer_rgba())[..., :3].astype(float)
+    part_list = []
+    for axes in figure.axes:
+        left, bottom, right, top = axes.get_window_extent().extents.round().astype(int)
+        height = len(sheet_3d_array)
+        part_list.append(sheet_3d_array[height - top:height - bottom, left:right].mean(axis=2))
+    return figure.axes, part_list
+
+
+@pytest.mark.parametrize("x, y", [(50.5, 40.5), (20.25, 9.75), (3, 94), (97.5, 1)])
+def test_a_close_up_has_its_place_in_the_middle_and_a_cross_on_each_point(monkeypatch, x, y):
+    image_3d_array = np.zeros((96, 100, 3), np.uint8)
+    paint_dot(image_3d_array, x, y, sigma=2)
+    tile = "a.jpg: missed", image_3d_array, x, y, 33, [(x, y, "white"), (x + 5, y, "red")]
+    (axes,), _ = drawn_close_ups(monkeypatch, [tile])
+    assert axes.get_title() == "a.jpg: missed"
+    assert axes.get_xlim() == (x - 33, x + 33) and axes.get_ylim() == (y + 33, y - 33)
+    point_list = [(*line.get_xdata(), *line.get_ydata(), line.get_color()) for line in axes.lines]
+    assert point_list == [(x, y, "white"), (x + 5, y, "red")]
+    (axes,), (part_2d_array,) = drawn_close_ups(monkeypatch, [(*tile[:5], [])])
+    part_2d_array = part_2d_array[2:-2, 2:-2]  # without the frame
+    height, width = part_2d_array.shape
+    assert min(height, width) > 150
+    # Beyond the picture all is grey: the dot is as far as the picture reaches.
+    columns, rows = (np.arange(side) / side * 66 - 33 for side in (width, height))
+    inside_2d_array = ((columns + x > 1) & (columns + x < 99)) * (
+        (rows + y > 1) & (rows + y < 95))[:, None]
+    bright_x, bright_y = centroid(part_2d_array ** 2 * inside_2d_array)
+    if 9 < x < 91 and 9 < y < 87:  # nothing of the dot is cut off
+        assert abs(bright_x - width / 2) < 1 and abs(bright_y - height / 2) < 1
+    peak_y, peak_x = np.unravel_index((part_2d_array * inside_2d_array).argmax(), (height, width))
+    assert abs(peak_x - width / 2) < 7 and abs(peak_y - height / 2) < 7  # a pixel has nearly 3
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("x, y", [(-98, 40), (162, 40), (30, -99), (30, 195), (-33, 40),
+                                  (1e4, -1e4)])
+def test_a_close_up_of_a_place_far_outside_of_the_picture_shows_nothing_of_it(monkeypatch, x, y):
+    """An untrained network may be sure of a keypoint there, where boxes are large."""
+    tile = "a.jpg", np.full((96, 64, 3), 255, np.uint8), x, y, 33, [(x, y, "white")]
+    _, (part_2d_array,) = drawn_close_ups(monkeypatch, [(*tile[:5], [])])
+    assert part_2d_array[3:-3, 3:-3].max() < 200  # grey
+    assert len(drawn_close_ups(monkeypatch, [tile])[0][0].lines) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_close_ups_take_any_title_and_any_number_of_tiles(monkeypatch):
+    image_3d_array = np.zeros((50, 50, 3), np.uint8)
+    title_list = ["图 🎯 1.png: missed", "$\\frac$", "a_$b$^{c", "n" * 200, "", "é.jpg", "g"]
+    tile_list = [(title, image_3d_array, 20, 20, 10, []) for title in title_list]
+    axes_list, _ = drawn_close_ups(monkeypatch, tile_list, columns=3)
+    shown_list = [axes.get_title() for axes in axes_list]
+    assert shown_list[0] == "? ? 1.png: missed" and shown_list[1:5] == title_list[1:5]
+    assert len({axes.get_position().y0.round(3) for axes in axes_list}) == 3  # rows
+    assert drawn_close_ups(monkeypatch, [])[0] == []
+
+
 # ---------------------------------------------------------------- names in other scripts
 
 CHINESE = ["background", "左眼", "右眼"]
@@ -280,6 +346,48 @@ def test_the_next_command_names_the_data_folder_where_it_is_not_the_default():
     line = common.command("05_predict.py", folder, "a b.jpg", "--threshold", 0.5)
     assert shlex.split(line) == ["python", "05_predict.py", "--data", str(folder), "a b.jpg",
                                  "--threshold", "0.5"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows lets not everybody make links")
+def test_a_default_folder_that_is_a_link_to_another_disk_is_still_the_default(
+        tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "data").symlink_to(tmp_path / "disk")
+    monkeypatch.setattr(common, "DATA_FOLDER", tmp_path / "data")
+    for folder in (tmp_path / "data", tmp_path / "disk", tmp_path / "data" / ".." / "disk"):
+        assert common.is_default(folder)
+        assert common.command("03_train.py", folder) == "python 03_train.py"
+    assert not common.is_default(tmp_path)
+
+
+def test_every_parser_has_data_and_its_help_shows_the_defaults():
+    parser = common.make_parser("Do it.", "folder to write to")
+    parser.add_argument("--seed", type=int, default=7, help="of all")
+    assert parser.parse_args([]).data == common.DATA_FOLDER
+    assert parser.parse_args(["--data", "my data"]).data == Path("my data")
+    text = " ".join(parser.format_help().split())
+    assert "folder to write to (default: " in text and "of all (default: 7)" in text
+
+
+@pytest.mark.parametrize("error, reason", [
+    (ValueError("a\n  b"), "ValueError: a b"), (EOFError(), "EOFError: "),
+    (OSError("no picture <_io.BytesIO object at 0x7f>"), "OSError: no picture"),
+    (KeyError("n" * 500), "KeyError: '" + "n" * 79)])
+def test_a_reason_is_one_short_line_without_addresses(error, reason):
+    assert common.short_reason(error) == reason
+
+
+def test_pictures_of_a_folder_are_files_with_a_pictures_suffix_that_are_not_hidden(tmp_path):
+    for name in ("b.JPG", "a.png", ".c.png", "d.txt", "e.xml", "g.webp"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "f.png").mkdir()
+    assert [path.name for path in common.pictures_in(tmp_path)] == ["a.png", "b.JPG", "g.webp"]
+    assert common.pictures_in(tmp_path / "nowhere") == []
+
+
+def test_six_classes_have_colours_of_their_own():
+    colour_list = [common.colour_of(np.int64(class_id)) for class_id in range(1, 7)]
+    assert colour_list == common.COLOUR_LIST and common.colour_of(7) == colour_list[0]
 
 
 @pytest.mark.parametrize("error, sentence", [

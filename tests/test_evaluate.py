@@ -137,13 +137,13 @@ def test_the_curve_holds_precision_and_recall_of_what_reaches_each_threshold():
 @pytest.mark.parametrize("max_per_class", [1, 9])
 def test_predictions_at_a_threshold_are_those_of_a_lower_one_whose_score_reaches_it(max_per_class):
     torch.manual_seed(0)
-    network = model.KeypointNet(3).eval()
+    network, about_dict = model.KeypointNet(3).eval(), {**ABOUT, "max_per_class": max_per_class}
     images_4d_array = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
-    all_list = evaluate.predict_all(network, images_4d_array, max_per_class)
+    all_list = evaluate.predict_all(network, about_dict, images_4d_array)
     for threshold in (0.2, 0.3, 0.4):
         found_list = []
         for picture, image in enumerate(images_4d_array):
-            found_list += evaluate.predict(network, image, picture, max_per_class, threshold)
+            found_list += evaluate.predict(network, about_dict, image, picture, threshold)
         assert found_list == [found for found in all_list if found.score >= threshold]
 
 
@@ -235,13 +235,13 @@ def seen_pictures():
 
 def test_predictions_hold_picture_class_place_and_score_and_each_class_without_a_threshold():
     images_4d_array, truth_list = seen_pictures()
-    found_list = evaluate.predict(SEES, images_4d_array[0], 0, 1, 0.5)
+    found_list = evaluate.predict(SEES, ABOUT, images_4d_array[0], 0, 0.5)
     expected_list = [truth[:4] for truth in truth_list[:2]]
     assert np.allclose([found[:4] for found in found_list], expected_list, atol=1e-3)
     assert all(found.score > 0.99 for found in found_list)
-    found, = evaluate.predict(SEES, images_4d_array[1], 7, 1, 0.5)
+    found, = evaluate.predict(SEES, ABOUT, images_4d_array[1], 7, 0.5)
     assert found[:2] == (7, 1)
-    all_list = evaluate.predict_all(SEES, images_4d_array, 1)
+    all_list = evaluate.predict_all(SEES, ABOUT, images_4d_array)
     assert [found[:2] for found in all_list] == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2)]
     assert all_list[3].score < 0.01  # a class that is not there has its best cell, too
 
@@ -249,7 +249,7 @@ def test_predictions_hold_picture_class_place_and_score_and_each_class_without_a
 def test_a_network_in_training_mode_is_not_judged_in_silence():
     network = model.KeypointNet(3).train()
     with pytest.raises(AssertionError, match="eval"):
-        evaluate.predict(network, np.zeros((64, 64, 3), np.uint8), 0, 1, 0.5)
+        evaluate.predict(network, ABOUT, np.zeros((64, 64, 3), np.uint8), 0, 0.5)
 
 
 def test_the_shift_test_gives_zero_for_a_network_that_moves_its_answer_with_the_picture():
@@ -286,7 +286,7 @@ def test_the_robustness_table_has_a_row_a_change_and_the_unchanged_row_is_right(
 def test_the_shift_test_asks_for_so_many_pictures_at_most_each_32_times(monkeypatch):
     monkeypatch.setattr(evaluate, "SHIFT_PICTURES", 3)
     asked_list = []
-    monkeypatch.setattr(evaluate, "predict", lambda network, image, picture, *rest:
+    monkeypatch.setattr(evaluate, "predict", lambda network, about_dict, image, picture, threshold:
                         asked_list.append(picture) or [])
     truth_list = points([], *[[(1, 40.5, 33.5)]] * 6)
     evaluate.shift_test(SEES, ABOUT, np.zeros((7, 64, 64, 3), np.uint8), truth_list, 0.5)
@@ -316,7 +316,8 @@ def test_light_and_colour_change_by_the_factors_that_are_told(name, expected):
 def test_the_speed_report_holds_plausible_numbers(monkeypatch):
     monkeypatch.setattr(evaluate, "SPEED_RUNS", 3)
     network = model.fold_batch_norm(model.KeypointNet(3).eval())
-    result = evaluate.speed(network, ABOUT, np.zeros((1, 64, 96, 3), np.uint8))
+    result = evaluate.speed(network, ABOUT, np.zeros((70, 96, 3), np.uint8))
+    assert list(result) == ["decode_ms", "network_ms", "picture_ms", "pictures_per_second"]
     assert 0 < result["network_ms"] and 0 < result["decode_ms"] < result["picture_ms"] < 1000
     assert result["pictures_per_second"] == pytest.approx(1000 / result["picture_ms"], rel=0.02)
 
@@ -432,36 +433,40 @@ def test_plots_and_close_ups_are_drawn_where_nothing_was_found(tmp_path):
     images_4d_array = np.zeros((1, 64, 64, 3), np.uint8)
     for number, case_list in enumerate((pair_list, [])):
         path = tmp_path / f"cases {number}.png"
-        evaluate.draw_cases(path, case_list, images_4d_array, FILES, CATEGORIES)
+        evaluate.draw_cases(path, case_list, images_4d_array, FILES)
     for name in ("errors", "curve", "confusion", "cases 0", "cases 1"):
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.width > 100
 
 
-def test_a_close_up_shows_label_in_white_and_prediction_in_colour(tmp_path, monkeypatch):
-    drawn_list = []
-    monkeypatch.setattr(evaluate, "draw_keypoints", lambda image, keypoint_list:
-                        drawn_list.append((image, keypoint_list)) or image)
-    images_4d_array = np.zeros((2, 200, 200, 3), np.uint8)
-    images_4d_array[1, 100, 50] = 255
-    pair_list = evaluate.pair(points([], [(2, 53.5, 100.5)]), points([], [(1, 50.5, 100.5)]))
-    names = ["background", "one", "two"]
-    evaluate.draw_cases(tmp_path / "cases.png", pair_list, images_4d_array, FILES, names)
-    (image, (truth, found)), = drawn_list
-    row, column = np.nonzero(np.asarray(image)[:, :, 0])
-    middle = column.mean() + 0.5, row.mean() + 0.5  # of the white pixel
-    assert (truth["x"], truth["y"]) == middle
-    assert (found["x"] - truth["x"], found["y"] - truth["y"]) == (9, 0)  # three times as large
-    assert (truth["class"], truth["colour"], found["class"]) == ("one", "white", "two")
-    assert found["colour"] == evaluate.COLOUR_LIST[1]
+def test_a_close_up_shows_label_in_white_and_prediction_in_colour(monkeypatch):
+    call_list = []
+    monkeypatch.setattr(evaluate, "save_close_ups", lambda *a, **o: call_list.append((*a, o)))
+    image_list = [np.zeros((100, 100, 3), np.uint8), np.ones((200, 150, 3), np.uint8)]
+    truth_list = points([(1, 9.5, 9.5)], [(2, 53.5, 100.5)])
+    pair_list = evaluate.pair(points([], [(1, 50.5, 100.5), (2, 90, 20)]), truth_list)
+    evaluate.draw_cases("cases.png", pair_list, image_list, ["first.jpg", "x" * 30 + "second.jpg"])
+    (path, tile_list, _), = call_list
+    assert path == "cases.png"
+    colour_list = evaluate.colour_of(1), evaluate.colour_of(2)
+    expected_dict = {  # title: place in the middle, crosses
+        "first.jpg: missed": (9.5, 9.5, [(9.5, 9.5, "white")]),
+        "xxxxxsecond.jpg: confused, 0.90": (
+            53.5, 100.5, [(53.5, 100.5, "white"), (50.5, 100.5, colour_list[0])]),
+        "xxxxxsecond.jpg: false alarm, 0.90": (90, 20, [(90, 20, colour_list[1])])}
+    assert len(set(colour_list)) == 2 and len(tile_list) == 3
+    for title, image_3d_array, x, y, reach, point_list in tile_list:
+        assert (x, y, point_list) == expected_dict[title]
+        assert image_3d_array is image_list[not title.startswith("first")]
+        assert reach >= 3 * evaluate.PAIR_RADIUS  # what was paired shows
 
 
 def test_the_report_can_be_printed_where_there_is_nothing_to_report(capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "SPEED_RUNS", 1)
     metrics = summary([], [], [], 1)
     metrics["blind_guess"] = {"precision": None, "recall": None, "error_px": None}
-    network, images_4d_array = model.KeypointNet(3).eval(), np.zeros((1, 64, 64, 3), np.uint8)
-    metrics["speed"] = evaluate.speed(network, ABOUT, images_4d_array)
+    network, image_3d_array = model.KeypointNet(3).eval(), np.zeros((64, 64, 3), np.uint8)
+    metrics["speed"] = evaluate.speed(network, ABOUT, image_3d_array)
     metrics["robustness"] = {"as it is": {"precision": None, "recall": None, "mean_error_px": None}}
     metrics["shift"] = {"std_px": None, "max_px": None, "lost": None}
     evaluate.print_report(metrics, CATEGORIES)
@@ -572,25 +577,29 @@ def test_class_names_without_letters_in_any_font_are_drawn_as_numbers(
         knowing, tmp_path, monkeypatch):
     names = ["background", "左眼", "𓂀 eye"]
     knowing["category_list"] = names
-    monkeypatch.setattr(evaluate, "names_to_draw", lambda category_list: ["background", "1", "2"])
-    drawn_set, draw_keypoints = set(), evaluate.draw_keypoints
+    drawn_list, real = [], evaluate.draw_confusion
 
-    def draw(image, keypoint_list):
-        drawn_set.update(keypoint["class"] for keypoint in keypoint_list)
-        return draw_keypoints(image, keypoint_list)
+    def draw(path, matrix_list, name_list):
+        drawn_list.append(name_list)
+        real(path, matrix_list, name_list)
 
-    monkeypatch.setattr(evaluate, "draw_keypoints", draw)
+    monkeypatch.setattr(evaluate, "draw_confusion", draw)
     data = make_data_set(tmp_path / "data", names)
+    path = data / "dataset.json"  # the names of pictures are drawn, too
+    text = path.read_text(encoding="utf-8").replace("a.jpg", "图 🎯.jpg")
+    path.write_text(text, encoding="utf-8")
     run(monkeypatch, "--data", data, "--split", "train")
-    assert drawn_set == {"1", "2"}
+    (_, *shown_list), = drawn_list
+    assert shown_list == ["1", "2"]
     metrics = json.loads((data / "results" / "metrics_train.json").read_text(encoding="utf-8"))
     assert list(metrics["classes"]) == names[1:]
 
 
 def test_weights_of_other_classes_end_in_a_sentence_with_the_command_that_helps(
-        knowing, tmp_path, monkeypatch):
+        knowing, tmp_path, monkeypatch, capsys):
     data = make_data_set(tmp_path / "data", ["background", "nose", "mouth"])
     code, sentence = call_main(evaluate, monkeypatch, "--data", data)
     assert code == 1
-    for part in (data / "weights.pt", "left", "nose", "03_train.py --data"):
+    for part in (data, "left", "nose", "03_train.py --data"):
         assert str(part) in sentence
+    assert f"using {data / 'weights.pt'}" in capsys.readouterr().out

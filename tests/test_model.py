@@ -4,11 +4,14 @@ Weights that are damaged or hostile stand in hardening/test_weights.py.
 """
 
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import common
 from common import CELL, UserError
 from conftest import Sees, load, one_hot
 
@@ -298,6 +301,28 @@ def test_find_keypoints_takes_pictures_of_any_size_and_gives_px_of_the_picture()
         assert np.allclose(keypoint["box"], (55.5, 50.5, 85.5, 70.5), atol=0.01)
 
 
+def test_a_keypoint_in_the_padding_is_none(monkeypatch):
+    """40 x 50 px are padded to 64 x 64: what lies there with all of its box is left out."""
+    place_list = [(20, 25), (50, 25), (60, 25), (20, 55), (20, 65), (-10, 25), (-15, 25), (20, -5),
+                  (20, -10)]
+    result = torch.tensor(place_list), torch.ones(len(place_list), dtype=int), torch.ones(
+        len(place_list))
+    monkeypatch.setattr(model, "run_network", lambda *arguments: None)
+    monkeypatch.setattr(model, "decode", lambda *arguments: [result])
+    found_list = model.find_keypoints(None, ABOUT_DICT, np.zeros((50, 40, 3), np.uint8))
+    assert [(found["x"], found["y"]) for found in found_list] == [
+        (20, 25), (50, 25), (20, 55), (-10, 25), (20, -5)]  # the box is 30 x 20 px
+
+
+def test_places_are_rounded_to_hundredths_of_a_px_and_scores_to_four_digits(monkeypatch):
+    result = torch.tensor([[20.12345, 25.98765]]), torch.tensor([2]), torch.tensor([0.987654])
+    monkeypatch.setattr(model, "run_network", lambda *arguments: None)
+    monkeypatch.setattr(model, "decode", lambda *arguments: [result])
+    assert model.find_keypoints(None, ABOUT_DICT, np.zeros((50, 40, 3), np.uint8)) == [
+        {"class": "right", "x": 20.12, "y": 25.99, "score": 0.9877,
+         "box": [5.12, 15.99, 35.12, 35.99]}]
+
+
 def test_a_network_in_training_mode_answers_nobody():
     network, image_3d_array = model.KeypointNet(3), np.zeros((64, 64, 3), np.uint8)
     with pytest.raises(AssertionError, match="eval"):
@@ -346,6 +371,50 @@ def test_the_data_folders_own_weights_come_before_those_of_the_repository(tmp_pa
     assert model.find_weights(tmp_path).name == "pretrained.pt"
     (tmp_path / "weights.pt").write_bytes(b"")
     assert model.find_weights(tmp_path) == tmp_path / "weights.pt"
+
+
+def test_04_and_05_use_a_folded_network_and_are_told_which(tmp_path, capsys):
+    network, path = random_network(), tmp_path / "weights.pt"
+    torch.save({"network": network.state_dict(), **ABOUT_DICT}, path)
+    folded, about_dict = model.load_for_use(tmp_path)
+    assert capsys.readouterr().out == f"using {path}\n" and about_dict == ABOUT_DICT
+    assert not folded.training
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in folded.modules())
+    image_3d_array = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    output_list = [model.run_network(*pair) for pair in ((network, image_3d_array),
+                                                         (folded, image_3d_array))]
+    assert output_list[0].shape == (1, 5, 3, 3)
+    assert torch.allclose(*[output_4d.cpu() for output_4d in output_list], rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------- the picture that is shown
+
+def test_the_default_folder_shows_the_sample_whatever_data_set_it_holds(own, tmp_path, monkeypatch):
+    """The README walks through this picture and its figures."""
+    data = Path(shutil.copytree(own, tmp_path / "data"))
+    shutil.copytree(common.DATA_FOLDER / "sample", data / "sample")
+    for module in (common, model):
+        monkeypatch.setattr(module, "DATA_FOLDER", data)
+    image_3d_array, label_2d_array = model.example(data)
+    assert np.array_equal(image_3d_array, common.read_image(data / "sample" / "00113.jpg"))
+    assert np.allclose(label_2d_array, [[0, 1, 188.57, 888.34]])
+
+
+def test_another_folder_shows_its_first_picture_with_a_keypoint(own, tmp_path):
+    data = Path(shutil.copytree(own, tmp_path / "data"))
+    labels_path = data / "train_labels.npy"
+    label_2d_array = np.load(labels_path)
+    label_2d_array = label_2d_array[label_2d_array[:, 0] >= 2]  # as if two pictures held none
+    np.save(labels_path, label_2d_array)
+    image_3d_array, shown_2d_array = model.example(data)
+    assert np.array_equal(image_3d_array, np.load(data / "train_images.npy")[2])
+    assert np.array_equal(shown_2d_array[:, 1:], label_2d_array[:2, 1:])
+    assert not shown_2d_array[:, 0].any()  # picture 0 of the one that is shown
+
+
+def test_another_folder_without_a_data_set_is_told_how_to_make_one(tmp_path):
+    with pytest.raises(UserError, match="01_prepare_data.py --data"):
+        model.example(tmp_path)
 
 
 def test_a_cell_between_two_keypoints_of_a_class_beats_neither_of_them():

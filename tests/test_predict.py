@@ -59,13 +59,13 @@ def test_without_a_picture_it_takes_the_samples(data, monkeypatch, capsys):
     predictions = data / "results" / "predictions"
     assert sorted(path.name for path in predictions.iterdir()) == ["0.png", "1.png", "2.png"]
     assert output.count("keyPoint_1 0.") == 3  # untrained; it says how near it came
-    call(monkeypatch, capsys, "--data", data)  # what it drew itself it may draw again
 
 
 @pytest.mark.filterwarnings("error")
 def test_the_samples_of_the_repository_are_found_where_their_labels_say(tmp_path):
     """The first thing that a user does, with the weights that come along."""
-    result = run_script("05_predict.py", "--json", tmp_path / "found.json", "--out", tmp_path)
+    result = run_script("05_predict.py", "--json", tmp_path / "found.json",
+                        "--out", tmp_path / "out")
     assert result.returncode == 0 and result.stderr == "", result.stderr
     entry_list = read_json(tmp_path / "found.json")
     assert len(entry_list) == 6
@@ -101,16 +101,6 @@ def test_json_has_the_format_of_the_design_and_drawn_pictures_their_size(
     with Image.open(tmp_path / "drawn" / "0.png") as drawn:
         assert drawn.size == (64, 96)
         assert np.any(np.asarray(drawn) != np.asarray(noise_image(0)))
-
-
-def test_an_answer_in_the_padding_is_none(monkeypatch):
-    """40 px are padded to 64: at x 60 the whole box lies in the padding, at x 50 it does not."""
-    def answers(network, about_dict, image_3d_array, threshold):
-        return [{"class": "keyPoint_1", "x": x, "y": 20.0, "score": 0.9,
-                 "box": [x - 15, 5.0, x + 15, 35.0]} for x in (60.0, 50.0, 20.0)]
-    monkeypatch.setattr(model, "find_keypoints", answers)
-    keypoint_list = predict.predict(None, {}, np.zeros((64, 40, 3), np.uint8), 0.5)
-    assert [keypoint["x"] for keypoint in keypoint_list] == [50.0, 20.0]
 
 
 def test_a_threshold_that_nothing_reaches_is_never_shown_as_reached(data, monkeypatch, capsys):
@@ -171,32 +161,66 @@ def test_a_map_holds_the_probability_of_each_class_in_each_cell():
     map_3d_array = predict.class_maps(Sees().eval(), image_3d_array)
     assert map_3d_array.shape == (2, 3, 2) and map_3d_array.dtype == np.float32
     assert 0 <= map_3d_array.min() and map_3d_array.sum(axis=0).max() < 1
-    keypoint, = predict.predict(Sees().eval(), ABOUT_DICT, image_3d_array, 0.5)
+    keypoint, = model.find_keypoints(Sees().eval(), ABOUT_DICT, image_3d_array, 0.5)
     assert keypoint["score"] == pytest.approx(map_3d_array[0].max(), abs=1e-4)
     assert map_3d_array[0, 1, 1] > 0.99 and map_3d_array[1].max() < 0.01
 
 
-@pytest.mark.parametrize("height, width", [(320, 64), (64, 320), (310, 60)])
-def test_a_drawn_map_shows_the_picture_lit_where_a_class_is_likely(height, width):
+@pytest.fixture
+def figure_list(monkeypatch):
+    """The figures of the maps; they are saved, too."""
+    result_list, real = [], predict.save_figure
+    monkeypatch.setattr(predict, "save_figure", lambda figure, path: (
+        result_list.append(figure), real(figure, path)))
+    return result_list
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("height, width", [(320, 64), (64, 320), (310, 60), (1, 1)])
+def test_a_drawn_map_shows_the_picture_lit_where_a_class_is_likely(
+        figure_list, tmp_path, height, width):
     image_3d_array = np.full((height, width, 3), 200, np.uint8)
     map_3d_array = np.zeros((2, -(-height // 32), -(-width // 32)), np.float32)
     map_3d_array[0, 0, 0], map_3d_array[1, -1, -1] = 0.8, 0.02
-    style_list = [{"class": name, "colour": "#00e5ff"} for name in ("a", "b")]
-    drawn = Image.fromarray(image_3d_array)
-    found = np.asarray(predict.draw_map(drawn, image_3d_array, map_3d_array, style_list))
-    first, lit, dark = np.split(found, 3, axis=1 if height > width else 0)
-    assert np.array_equal(first, image_3d_array)
-    assert abs(int(lit[26, 10, 0]) - 200 * (0.3 + 0.7 * 0.8)) <= 1  # inside of the likely cell
-    assert abs(int(dark[26, 10, 0]) - 60) <= 1
-    for panel in (lit, dark):  # the best cell of each class is marked, however low it is
-        assert (panel == (0, 229, 255)).all(axis=2).sum() > 50
+    drawn = Image.fromarray(np.full((height, width, 3), 7, np.uint8))
+    predict.draw_map(tmp_path / "map.png", drawn, image_3d_array, map_3d_array, ["one", "$\\frac$"])
+    with Image.open(tmp_path / "map.png") as image:
+        assert min(image.size) > 50
+    first, *axes_list, bar = figure_list[0].axes
+    assert (first.images[0].get_array() == 7).all() and first.get_title() == ""
+    assert bar.get_ylabel() == "probability"
+    for axes, map_2d_array, title in zip(axes_list, map_3d_array, (
+            "one\nbest 0.800", "$\\frac$\nbest 0.020"), strict=True):
+        assert axes.get_title() == title
+        below, above = axes.images
+        assert np.array_equal(below.get_array(), image_3d_array)
+        assert np.array_equal(above.get_array(), map_2d_array) and above.get_clim() == (0, 1)
+        # The cells lie where the network has them: they reach beyond a picture that is padded.
+        rows, columns = map_2d_array.shape
+        assert above.get_extent() == [0, 32 * columns, 32 * rows, 0] and 0 < above.get_alpha() < 1
+        assert (axes.get_xlim(), axes.get_ylim()) == ((0, width), (height, 0))
 
 
-def test_maps_are_written_beside_the_drawn_pictures(data, monkeypatch, capsys):
+def test_a_map_has_a_panel_for_each_class_six_at_most_the_likeliest(figure_list, tmp_path):
+    image_3d_array = np.zeros((96, 64, 3), np.uint8)
+    map_3d_array = np.zeros((8, 3, 2), np.float32)
+    map_3d_array[:, 1, 1] = 0.5, 0.1, 0.6, 0.2, 0.9, 0.7, 0.8, 0.4
+    arguments = Image.fromarray(image_3d_array), image_3d_array, map_3d_array, list("abcdefgh")
+    predict.draw_map(tmp_path / "map.png", *arguments)
+    title_list = [axes.get_title().split("\n")[0] for axes in figure_list[0].axes]
+    assert title_list == ["", *"acefgh", ""]  # the drawn picture, six classes, the colour bar
+
+
+def test_maps_are_written_beside_the_drawn_pictures(data, figure_list, monkeypatch, capsys):
     save_weights(data, ["background", *"abcdefgh"])
     call(monkeypatch, capsys, "--data", data, "--map")
-    with Image.open(data / "results" / "predictions" / "1_map.png") as image:
-        assert image.size == (64 * 7, 96)  # the picture and the six likeliest of eight classes
+    predictions = data / "results" / "predictions"
+    assert sorted(path.name for path in predictions.iterdir()) == [
+        f"{i}{end}.png" for i in range(3) for end in ("", "_map")]
+    assert [len(figure.axes) for figure in figure_list] == [1 + 6 + 1] * 3
+    for number, figure in enumerate(figure_list):
+        with Image.open(predictions / f"{number}.png") as drawn:
+            assert np.array_equal(figure.axes[0].images[0].get_array(), drawn)
 
 
 # ---------------------------------------------------------------- bad pictures, bad command lines
@@ -248,8 +272,7 @@ def test_bad_pictures_get_their_sentence_and_the_others_go_on(data, tmp_path, mo
     (["--serve", "photo.jpg"], "HOST:PORT"),
     (["--serve", "127.0.0.1:99999"], "HOST:PORT"),
     (["--serve", "192.0.2.1:8000"], "192.0.2.1:8000: cannot serve there"),  # no machine's address
-    (["--json", "."], "must end in .json"),
-    (["--json", "photo.jpg"], "photo.jpg: the name must end in .json"),
+    (["--json", "."], "new file for --json"),
     (["nothing"], "nothing: no such folder, or no picture in it"),
     (["--data", "nowhere_at_all"], "no such"),
 ])
@@ -272,33 +295,79 @@ def test_as_a_user_runs_it(data, tmp_path):
 
 # ---------------------------------------------------------------- nothing of the user's is lost
 
-def test_json_never_takes_the_place_of_another_file(data, tmp_path, monkeypatch, capsys):
-    photo, foreign, ours = (tmp_path / name for name in ("photo.jpg", "labels.json", "ours.json"))
-    noise_image(0).save(photo)
-    for text in ('{"version": "5.0", "shapes": []}', '["a", "b"]', '[{"image": "a.jpg"}]', "x"):
-        foreign.write_text(text)
-        before = contents(tmp_path)
-        sentence = sentence_of(predict, monkeypatch, "--data", data, "--json", foreign)
-        assert str(foreign) in sentence and "--json" in sentence
-        assert contents(tmp_path) == before
-    assert call_main(predict, monkeypatch, "--data", data, "--json", photo)[0] == 2
+@pytest.fixture
+def idle(monkeypatch):
+    """Where it must be refused before any work: whoever begins is caught."""
+    monkeypatch.setattr(predict, "read_image", None)
+    monkeypatch.setattr(model, "find_keypoints", None)
+
+
+@pytest.mark.parametrize("name, content", [
+    ("labels.json", '{"version": "5.0", "shapes": []}'), ("ours.json", "[]"), ("photo.jpg", "x"),
+    ("no suffix", ""), (".hidden", "x")])
+def test_json_never_takes_the_place_of_another_file(
+        data, tmp_path, monkeypatch, idle, name, content):
+    path = tmp_path / name
+    path.write_text(content)
+    before = contents(tmp_path)
+    for arguments in ([], ["--out", tmp_path / "new"], [path]):
+        sentence = sentence_of(predict, monkeypatch, "--data", data, "--json", path, *arguments)
+        assert sentence.startswith(f"error: {path}: ") and "--json" in sentence
+    assert contents(tmp_path) == before and not (tmp_path / "new").exists()
+
+
+def test_json_is_written_to_any_new_file_once(data, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "new folder" / "found.txt"
+    call(monkeypatch, capsys, "--data", data, "--json", path)
+    assert len(read_json(path)) == 3
+    before = contents(tmp_path)
+    assert "--json" in sentence_of(predict, monkeypatch, "--data", data, "--json", path)
     assert contents(tmp_path) == before
-    call(monkeypatch, capsys, "--data", data, "--json", ours)
-    call(monkeypatch, capsys, "--data", data, "--json", ours, photo)
-    assert len(read_json(ours)) == 1  # its own it may write again
 
 
-@pytest.mark.parametrize("name, arguments", [("1.png", []), ("1_map.png", ["--map"])])
-def test_drawn_pictures_never_take_the_place_of_other_files(data, tmp_path, monkeypatch, name,
-                                                            arguments):
+@pytest.mark.parametrize("name", ["1.png", "1_map.png", "notes.txt", ".hidden", "folder"])
+@pytest.mark.parametrize("arguments", [[], ["--map", "--xml"]])
+def test_a_folder_that_holds_anything_is_not_drawn_into(
+        data, tmp_path, monkeypatch, idle, name, arguments):
     out = tmp_path / "out"
-    out.mkdir()
-    for content in (contents(data)[data / "sample" / "0.png"], b"", b"no picture"):
-        (out / name).write_bytes(content)
-        before = contents(tmp_path)
-        sentence = sentence_of(predict, monkeypatch, "--data", data, "--out", out, *arguments)
-        assert str(out / name) in sentence and "--out" in sentence
-        assert contents(tmp_path) == before  # refused before anything is written
+    if name == "folder":
+        (out / name).mkdir(parents=True)
+    else:
+        out.mkdir()
+        (out / name).write_bytes(contents(data)[data / "sample" / "0.png"])
+    before = contents(tmp_path)
+    sentence = sentence_of(predict, monkeypatch, "--data", data, "--out", out, *arguments,
+                           "--json", tmp_path / "found.json")
+    assert sentence.startswith(f"error: {out}: ") and "--out" in sentence
+    assert contents(tmp_path) == before  # refused before anything is written
+
+
+def test_an_empty_folder_is_drawn_into_and_the_default_place_again_and_again(
+        data, tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    call(monkeypatch, capsys, "--data", data, "--out", tmp_path / "empty")
+    drawn_list = []
+    for threshold in (1, 0, 0):
+        call(monkeypatch, capsys, "--data", data, "--threshold", threshold, "--map")
+        drawn_list.append(contents(data / "results" / "predictions"))
+    assert drawn_list[0].keys() == drawn_list[1].keys() and len(drawn_list[0]) == 6
+    first, second, third = drawn_list
+    assert all(first[path] != second[path] for path in first) and second == third
+    assert len(contents(tmp_path / "empty")) == 3
+
+
+def test_labels_in_the_default_place_are_never_written_over(data, monkeypatch, capsys, idle):
+    labels = data / "results" / "predictions" / "labelimg"
+    labels.mkdir(parents=True)
+    for before in ({}, {labels / "0.xml": b"corrected by hand"}):
+        for path, raw in before.items():
+            path.write_bytes(raw)
+        sentence = sentence_of(predict, monkeypatch, "--data", data, "--xml")
+        assert str(labels) in sentence and "--out" in sentence
+        assert contents(data / "results") == before
+    monkeypatch.undo()
+    call(monkeypatch, capsys, "--data", data)  # without --xml nobody touches them
+    assert before.items() < contents(data / "results").items()
 
 
 def test_the_folder_of_the_pictures_is_not_drawn_into(data, monkeypatch):
@@ -337,5 +406,5 @@ def test_xml_goes_back_into_01_and_gives_the_same_points(data, tmp_path, monkeyp
             count += 1
     assert count == 14
     before = contents(out)  # corrected by hand, perhaps: a second run must not touch them
-    assert str(out / "labelimg") in sentence_of(predict, monkeypatch, pictures, *arguments)
+    assert str(out) in sentence_of(predict, monkeypatch, pictures, *arguments)
     assert contents(out) == before

@@ -180,16 +180,61 @@ def test_the_drawn_data_set_has_what_the_design_promises(drawn):
     )  # no two look alike, in any two splits
 
 
-def test_drawing_fewer_pictures_removes_what_an_earlier_or_a_stopped_drawing_left(tmp_path):
-    (tmp_path / "images").mkdir()
-    (tmp_path / "dataset.json").write_text('{"drawn": true}')
-    for name in ("00000.jpg", "00007.jpg", "00007.xml", ".writing-00007.jpg"):
-        (tmp_path / "images" / name).write_bytes(b"")
-    prepare_data.draw_pictures(tmp_path, 0, 0)
-    assert list((tmp_path / "images").iterdir()) == []
-
-
 # ---------------------------------------------------------------- nothing of the user's is lost
+
+ODD_NAME_LIST = [
+    "00004.jpg",  # of a larger drawing
+    "01500.jpg",
+    "01500.xml",
+    "holiday.jpg",
+    "notes.txt",
+    "1.jpg",
+    "00001.png",
+    "00001.jpg.txt",
+    "00001.JPG",
+    "٠٠٠٠١.jpg",  # Arabic digits
+    "train",
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAME_LIST)
+def test_a_file_that_a_drawing_would_not_draw_stops_it_before_anything_is_written(
+    tmp_path, monkeypatch, name
+):
+    images = tmp_path / "images"
+    images.mkdir()
+    (tmp_path / "dataset.json").write_text('{"drawn": true}')
+    (images / "00000.jpg").write_bytes(b"of an earlier drawing")
+    if name == "train":
+        (images / "train").mkdir()
+        (images / "train" / "00000.jpg").write_bytes(b"mine")
+    else:
+        (images / name).write_bytes(b"mine")
+    before = contents(tmp_path)
+    monkeypatch.setattr(prepare_data, "draw_picture", None)
+    code, sentence = draw(monkeypatch, tmp_path)
+    assert code == 1 and sentence.startswith(f"error: {images / name}: ") and "\n" not in sentence
+    assert "move it away" in sentence and "--data" in sentence
+    assert contents(tmp_path) == before
+
+
+def test_a_drawing_may_be_repeated_and_made_larger_and_leaves_hidden_files_alone(
+    tmp_path, monkeypatch
+):
+    images = tmp_path / "images"
+    assert draw(monkeypatch, tmp_path) == (0, "")
+    first = contents(images)
+    assert len(first) == 8
+    for name in (".writing-00007.jpg", ".DS_Store"):  # of a drawing that was killed; of macOS
+        (images / name).write_bytes(b"hidden")
+    assert draw(monkeypatch, tmp_path, "--seed", 1) == (0, "")
+    second = contents(images)
+    assert second.keys() - first.keys() == {images / ".writing-00007.jpg", images / ".DS_Store"}
+    assert all(second[path] != raw for path, raw in first.items() if path.suffix == ".jpg")
+    assert draw(monkeypatch, tmp_path, "--pictures", 5) == (0, "")  # the later flag counts
+    dataset = common.read_data_set(tmp_path)[0]
+    assert sum(len(dataset[split]["file_list"]) for split in SPLIT_LIST) == 5
+
 
 OWN_DATASET = {
     "own": '{"source": "mine", "drawn": false}',
@@ -209,6 +254,18 @@ def test_a_folder_that_was_not_drawn_is_not_drawn_into(tmp_path, monkeypatch, da
     code, sentence = draw(monkeypatch, tmp_path)
     assert code == 1 and str(tmp_path) in sentence and "--data" in sentence and "\n" not in sentence
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_data_set_of_ones_own_pictures_is_not_drawn_over(tmp_path, monkeypatch, own, stopped):
+    data = tmp_path / "data"
+    shutil.copytree(own, data)
+    if stopped:  # while it was packed; 03_train.py starts a drawing where it finds this in data
+        (data / "dataset.json").write_text('{"drawn": false}')
+    before = contents(data)
+    code, sentence = draw(monkeypatch, data)
+    assert code == 1 and str(data / "dataset.json") in sentence and "--source" in sentence
+    assert contents(data) == before
 
 
 def test_own_pictures_named_as_drawn_ones_are_neither_overwritten_nor_deleted(tmp_path):
@@ -260,7 +317,7 @@ def test_packing_that_was_stopped_is_repeated(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as stopped:
-        stopped.setattr(prepare_data, "contact_sheet", stop)
+        stopped.setattr(prepare_data, "draw_contact_sheet", stop)
         assert prepare(stopped, source, tmp_path / "data")[0] == 1
     assert (tmp_path / "data" / "test_images.npy").exists()
     assert prepare(monkeypatch, source, tmp_path / "data") == (0, "")
@@ -342,14 +399,21 @@ def test_a_point_outside_that_is_kept_is_learned_and_one_that_is_left_out_would_
             assert gt_class_id_3d_array.any() == is_learned, (x, y)
 
 
-def test_the_contact_sheet_shows_the_point_that_is_trained(tmp_path, monkeypatch):
+@pytest.fixture
+def tile_list(monkeypatch):
+    """The tiles of the contact sheet; it is drawn, too."""
+    result_list, real = [], prepare_data.save_close_ups
+
+    def save(path, tiles, columns):
+        result_list.extend(tiles)
+        real(path, tiles, columns)
+
+    monkeypatch.setattr(prepare_data, "save_close_ups", save)
+    return result_list
+
+
+def test_the_contact_sheet_shows_the_point_that_is_trained(tmp_path, monkeypatch, tile_list):
     """A dot at x = 3 in a box that the edge cuts lies in the middle of its tile, as the cross."""
-    tile_list = []
-    monkeypatch.setattr(
-        prepare_data,
-        "draw_keypoints",
-        lambda image, keypoint_list: (tile_list.append((image, keypoint_list)), image)[1],
-    )
     for name in "abc":
         write_example(tmp_path / "source", name, [("eye", 1, 35, 18, 65)])
         image_3d_array = np.zeros((96, 64, 3), np.uint8)
@@ -357,12 +421,26 @@ def test_the_contact_sheet_shows_the_point_that_is_trained(tmp_path, monkeypatch
         Image.fromarray(image_3d_array).save(tmp_path / "source" / f"{name}.png")
     write_example(tmp_path / "source", "d", [("whole", 10, 20, 40, 50)])
     assert prepare(monkeypatch, tmp_path / "source", tmp_path / "data") == (0, "")
-    tile, keypoint_list = next((tile, k) for tile, k in tile_list if k[0]["class"] == "eye")
-    bright_x, bright_y = centroid(np.asarray(tile.convert("L"), float) ** 2)
-    assert len(keypoint_list) == 1
-    assert (
-        math.hypot(bright_x - keypoint_list[0]["x"], bright_y - keypoint_list[0]["y"]) < 1.5
-    )  # of 190 px; 3 of the picture's are cut
+    _, image_3d_array, x, y, reach, point_list = next(
+        tile for tile in tile_list if tile[0] == "eye"
+    )
+    bright_x, bright_y = centroid(image_3d_array[:, :, 0].astype(float) ** 2)
+    assert math.hypot(bright_x - x, bright_y - y) < 0.2  # px; the edge cuts the dot a little
+    assert reach == 1.5 * 30 and point_list == [(x, y, common.COLOUR_LIST[0])]
+    with Image.open(tmp_path / "data" / "results" / "contact_sheet.png") as image:
+        assert image.width > 500
+
+
+def test_the_contact_sheet_has_fifty_tiles_at_most_and_as_many_of_each_class(
+    tmp_path, monkeypatch, tile_list
+):
+    source = tmp_path / "source"
+    for number in range(40):
+        boxes = [("left eye", 10, 20, 40, 50), ("right eye", 20, 50, 50, 80)]
+        write_example(source, f"{number}", boxes if number % 2 else boxes * 2)
+    assert prepare(monkeypatch, source, tmp_path / "data") == (0, "")
+    name_list = [tile[0] for tile in tile_list]
+    assert len(name_list) == 50 and name_list.count("left eye") == 25
 
 
 @pytest.mark.parametrize("other_side, centre", [(31, 5), (40, 10)])
@@ -763,20 +841,15 @@ def test_a_class_that_only_the_test_split_holds_is_told(tmp_path, monkeypatch, c
     assert line.split()[2:5] == ["0", "0", "2"] and "none in train" in line
 
 
-def test_the_contact_sheet_shows_chinese_names_as_numbers(tmp_path, monkeypatch, capsys):
-    shown_set, real = set(), prepare_data.draw_keypoints
-    monkeypatch.setattr(
-        prepare_data,
-        "draw_keypoints",
-        lambda image, keypoint_list: (
-            shown_set.update(k["class"] for k in keypoint_list),
-            real(image, keypoint_list),
-        )[1],
-    )
+@pytest.mark.filterwarnings("error")
+def test_the_contact_sheet_shows_chinese_names_as_numbers(
+    tmp_path, monkeypatch, capsys, tile_list
+):
     source = write_own_pictures(tmp_path / "source", 6, ["左眼", "关键点"])
     assert prepare(monkeypatch, source, tmp_path / "data") == (0, "")
     assert read_dataset(tmp_path / "data")["category_list"] == ["background", "关键点", "左眼"]
-    assert shown_set == {"1", "2"} and "1 = 关键点" in capsys.readouterr().out
+    assert {tile[0] for tile in tile_list} == {"1", "2"}
+    assert "1 = 关键点" in capsys.readouterr().out
 
 
 def test_the_next_command_can_be_typed_as_it_stands(tmp_path, monkeypatch, capsys):
@@ -805,7 +878,7 @@ def test_a_wrong_flag_ends_with_code_2_and_the_usage(tmp_path, monkeypatch, caps
 
 
 def test_real_pictures_of_a_mouse_with_17_points_are_read(tmp_path, monkeypatch, capsys):
-    source = prepare_data.DATA_FOLDER.parent.parent / "shared" / "data" / "mouse_mirror"
+    source = common.DATA_FOLDER.parent.parent / "shared" / "data" / "mouse_mirror"
     if not source.is_dir():
         pytest.skip("the mouse pictures are not here")
     assert prepare(monkeypatch, source, tmp_path / "data")[0] == 0

@@ -117,7 +117,9 @@ def defined_names(path):
 
 
 def flags_of(path):
-    return set(re.findall(r'add_argument\("(--[\w-]+)"', read(path)))
+    """The flags of a script: its own, and --data, which common.py gives to all of them."""
+    text = read(path) + read(REPOSITORY / "common.py")
+    return set(re.findall(r'add_argument\("(--[\w-]+)"', text))
 
 
 def script_list():
@@ -298,13 +300,13 @@ def test_what_the_text_says_of_the_other_order_of_bn_is_right():
 
 
 def test_the_worked_example_is_what_match_says():
-    gt_offset_4d_array, gt_class_id_3d_array = model.match(np.array([[0, 1, 100.25, 700.5]]),
+    gt_offset_4d_array, gt_class_id_3d_array = model.match(np.array([[0, 1, 188.57, 888.34]]),
                                                            1, 60, 10)
     expected_list = []
     for row, column in np.argwhere(gt_class_id_3d_array[0]):
         dx, dy = gt_offset_4d_array[0, :, row, column]
         expected_list.append([f"{row}, {column}", f"({column * 32 + 16}, {row * 32 + 16})",
-                              str(gt_class_id_3d_array[0, row, column]), f"{dx:g}, {dy:g}"])
+                              str(gt_class_id_3d_array[0, row, column]), f"{dx:.2f}, {dy:.2f}"])
     assert table(read(ENGLISH_PATH), "cell (row, column)") == expected_list
 
 

@@ -4,6 +4,7 @@ What is done wrong ends in one sentence, never in a traceback.
 """
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import call_main, contents, load, run_script, sentence_of, write_own_pictures
+from conftest import (call_main, contents, load, run_script, save_weights, sentence_of,
+                      write_example, write_own_pictures)
 
 model, train, evaluate = load("02_model"), load("03_train"), load("04_evaluate")
-prepare_data = load("01_prepare_data")
+prepare_data, predict = load("01_prepare_data"), load("05_predict")
 
 SCRIPT_LIST = ["01_prepare_data", "02_model", "03_train", "04_evaluate", "05_predict",
                "06_model_analysis"]
@@ -50,7 +52,7 @@ def check_metrics(path, data, split, quick):
     assert set(metrics["overall"]) == CLASS_KEYS - {"error_px"}
     assert set(metrics["error_px"]) == ERROR_KEYS
     assert set(metrics["blind_guess"]) == {"precision", "recall", "error_px"}
-    assert set(metrics["speed"]) >= SPEED_KEYS
+    assert set(metrics["speed"]) == SPEED_KEYS
     assert bool(metrics["robustness"]) != quick and bool(metrics["shift"]) != quick
     if not quick:
         assert set(metrics["shift"]) == {"std_px", "max_px", "lost"}
@@ -104,7 +106,14 @@ def test_02_shows_the_shape_after_every_layer_and_the_grid(drawn, tmp_path):
     output = good(run_script("02_model.py", "--data", data))
     assert "[1, 3, 1920, 320]" in output and "[1, 5, 60, 10]" in output
     assert output.count("conv ") == len(model.LAYER_LIST)
-    assert "[[100.25, 700.5]]" in output.split("decode")[1]  # what went into match comes out
+    form = r"class (\d) at x ([\d.]+), y ([\d.]+)"
+    label_list = re.findall(f"^a keypoint of {form}$", output, re.MULTILINE)
+    found_list = re.findall(f"^decode: {form}, score 1$", output, re.MULTILINE)
+    assert label_list and sorted(label_list) == found_list  # what went into match comes out
+    _, label_2d_array = model.example(data)
+    assert [tuple(map(float, row)) for row in label_list] == [
+        tuple(row) for row in label_2d_array[:, 1:].round(2).tolist()]
+    assert output.count("the cell at row") >= len(label_list)
     assert "03_train.py --data" in output
     check_picture(data / "results" / "grid.png")
 
@@ -148,6 +157,42 @@ def test_04_on_another_split_leaves_what_it_says_of_the_test_split(own_trained, 
     assert {path: after[path] for path in before} == before
     check_metrics(results / f"metrics_{split}.json", own_trained, split, quick=True)
     check_picture(results / f"confusion_{split}.png")
+
+
+SIZE_DICT = {  # width, height: the arrays hold all of them padded to 192 x 160
+    "tall": (40, 160), "wide": (165, 50), "small": (33, 65), "whole": (64, 96), "odd": (77, 131)}
+
+
+def test_04_finds_in_pictures_of_different_sizes_what_05_finds_in_their_files(
+        tmp_path, monkeypatch):
+    source, data, found = (tmp_path / name for name in ("source", "data", "found.json"))
+    for number in range(10):
+        name, (width, height) = list(SIZE_DICT.items())[number % 5]
+        write_example(source, f"{name} {number}", [("nose", 5, 5, 25, 25)], width, height)
+    assert call_main(prepare_data, monkeypatch, "--source", source, "--data", data) == (0, "")
+    save_weights(data, ["background", "nose", "mouth"])
+    dataset_path = data / "dataset.json"  # the second class lies nowhere, but has its best cell
+    dataset_dict = read_json(dataset_path)
+    dataset_dict["category_list"].append("mouth")
+    dataset_path.write_text(json.dumps(dataset_dict), encoding="utf-8")
+    arguments = ["--data", data, "--threshold", 0]
+    assert call_main(predict, monkeypatch, *arguments, "--json", found, source) == (0, "")
+    of_05_dict = {entry["image"]: [(k["class"], k["x"], k["y"], k["score"])
+                                   for k in entry["keypoints"]] for entry in read_json(found)}
+    seen_list, real = [], evaluate.predict_all
+    monkeypatch.setattr(evaluate, "predict_all",
+                        lambda *a: seen_list.append(real(*a)) or seen_list[-1])
+    monkeypatch.setattr(evaluate, "SPEED_RUNS", 1)
+    of_04_dict = {}
+    for split in ("train", "val", "test"):
+        result = call_main(evaluate, monkeypatch, *arguments, "--quick", "--split", split)
+        assert result == (0, "")
+        for picture, name in enumerate(dataset_dict[split]["file_list"]):
+            of_04_dict[str(source / name)] = [
+                (dataset_dict["category_list"][found.class_id], *found[2:])
+                for found in seen_list[-1] if found.picture == picture]
+    assert len(of_05_dict) == 10 and sum(map(len, of_05_dict.values())) > 10
+    assert of_04_dict == of_05_dict
 
 
 @pytest.mark.parametrize("name", SCRIPT_LIST)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import common
 from common import CELL
 from conftest import call_main, centroid, load, one_hot, paint_dot
 
@@ -656,7 +657,7 @@ def test_a_default_folder_without_a_whole_data_set_is_drawn_and_trained_on(
         (data / "dataset.json").write_text('{"drawn": true}')
     if stopped_while == "packing":
         shutil.copy(own / "train_labels.npy", data)
-    monkeypatch.setattr(train, "DATA_FOLDER", data)
+    monkeypatch.setattr(common, "DATA_FOLDER", data)
     monkeypatch.setattr(train, "draw_data_set",
                         lambda folder: shutil.copytree(own, folder, dirs_exist_ok=True))
     assert call_main(train, monkeypatch, "--updates", 2) == (0, "")
@@ -667,7 +668,7 @@ def test_a_default_folder_without_a_whole_data_set_is_drawn_and_trained_on(
 def test_a_default_folder_with_a_data_set_of_ones_own_is_trained_on_as_it_is(
         small_training, own, tmp_path, monkeypatch):
     data = copy_of(own, tmp_path)
-    monkeypatch.setattr(train, "DATA_FOLDER", data)
+    monkeypatch.setattr(common, "DATA_FOLDER", data)
     monkeypatch.setattr(train, "draw_data_set", None)
     assert call_main(train, monkeypatch, "--updates", 2) == (0, "")
 

@@ -150,17 +150,18 @@ def test_a_disk_that_can_be_read_no_more_ends_01_in_a_sentence(
 
 def test_a_full_disk_while_evaluating_or_predicting_leaves_what_was_written_before(
         small_data, tmp_path, monkeypatch):
-    out, found = tmp_path / "out", tmp_path / "found.json"
-    arguments = ["--data", small_data, "--threshold", 0, "--out", out, "--json", found,
-                 tmp_path / "picture.png"]
+    arguments = ["--data", small_data, "--threshold", 0, "--map", tmp_path / "picture.png"]
     assert call_main(predict, monkeypatch, *arguments) == (0, "")
     (small_data / "results" / "metrics.json").write_text("of an earlier run")
-    before = {**contents(out), **contents(small_data), found: found.read_bytes()}
+    before = contents(tmp_path)
+    assert small_data / "results" / "predictions" / "picture_map.png" in before
     quick(monkeypatch.setattr)
-    for module, its_arguments in ((predict, arguments), (evaluate, ["--quick", *arguments[:2]])):
+    new_list = ["--out", tmp_path / "out", "--json", tmp_path / "found.json"]
+    for module, its_arguments in ((predict, arguments), (predict, [*arguments, *new_list]),
+                                  (evaluate, ["--quick", *arguments[:2]])):
         with full_disk(300):
             sentence_of(module, monkeypatch, *its_arguments)
-    assert before == {**contents(out), **contents(small_data), found: found.read_bytes()}
+    assert contents(tmp_path) == before
 
 
 def test_a_full_disk_while_06_writes_leaves_the_pictures_of_an_earlier_run(small_data, monkeypatch):
@@ -178,7 +179,9 @@ def test_a_full_disk_while_drawing_leaves_the_pictures_and_the_data_set_of_an_ea
         drawn, tmp_path):
     resource = pytest.importorskip("resource")
     data = tmp_path / "data"
-    shutil.copytree(drawn / "images", data / "images")
+    (data / "images").mkdir(parents=True)
+    for path in (drawn / "images").glob("0000[0-3].*"):
+        shutil.copy(path, data / "images")
     shutil.copy(drawn / "dataset.json", data)
     before = contents(data)
 
@@ -307,12 +310,16 @@ def look_at_what_is_left(data, before, after):
 
 
 def let_it_end(module, folder, argument_list, after):
-    """Run it once more, alive; labels that are there already ask for another place first."""
-    labels = folder / "data" / "out" / "labelimg"
-    if labels.is_dir() and any(labels.iterdir()):  # perhaps corrected by hand
+    """Run it once more, alive. Where --out or --json is there already it asks for other places."""
+    out, found = folder / "data" / "out", folder / "data" / "found.json"
+    if out.is_dir() and any(out.iterdir()):
         assert wait(start_again(module, folder, argument_list)) == 3
         assert "--out" in (folder / "sentence").read_text(encoding="utf-8")
-        shutil.rmtree(labels)
+        shutil.rmtree(out)
+    if found.exists():
+        assert wait(start_again(module, folder, argument_list)) == 3
+        assert "--json" in (folder / "sentence").read_text(encoding="utf-8")
+        found.unlink()
     assert wait(start_again(module, folder, argument_list)) == 0
     assert under_final_names(folder / "data").keys() == after.keys()
     assert not list((folder / "data").rglob(".writing-*"))
@@ -332,13 +339,17 @@ test_faults.die_again_and_again(*sys.argv[4:])
     ("04_evaluate", 4, ["--quick", "--threshold", "0"]),
     ("05_predict", 6, ["SOURCE", "--threshold", "0", "--out", "DATA/out", "--json",
                        "DATA/found.json", "--xml"]),
+    ("05_predict", 6, ["SOURCE", "--threshold", "0"]),
     ("06_model_analysis", 4, [])])
 def test_killed_at_random_moments_what_stands_under_its_name_is_whole_and_the_next_run_ends(
         small_data, tmp_path, script, kills, argument_list):
     write_own_pictures(tmp_path / "source", 12, ["nose", "mouth"])
     for name in ("metrics.json", "confusion.png", "layers.png"):
         (small_data / "results" / name).write_text("of an earlier run")
-    (small_data / "found.json").write_text("[]")
+    predictions = small_data / "results" / "predictions"
+    predictions.mkdir()
+    for number in range(12):  # these it may write over, but only with whole ones
+        (predictions / f"picture {number}.png").write_text("of an earlier run")
     shutil.copytree(small_data, tmp_path / "before")
     argument_list = [text.replace("SOURCE", str(tmp_path / "source"))
                      .replace("DATA", str(small_data)) for text in argument_list]
@@ -402,7 +413,8 @@ def look(*arguments):
     peak = max(peak, int(line.split()[1]) * 1024)
 
 common.Progress.show = look
-print_before, evaluate.print, prepare.print = print, look, look
+print_before = print
+prepare.print = model.print = evaluate.print = look
 
 def measure(script, name, *arguments):
     global peak

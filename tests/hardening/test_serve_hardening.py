@@ -59,7 +59,8 @@ OURS_DICT = {  # what: (request, status, words): these reach our own code, which
                     415, "picture"),
     "PostScript, a program": (asking(body=b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
                               415, "not a readable picture"),
-    "an SVG": (asking(body=b"<svg xmlns='http://www.w3.org/2000/svg'/>"), 415, "not a readable picture"),
+    "an SVG": (asking(body=b"<svg xmlns='http://www.w3.org/2000/svg'/>"), 415,
+               "not a readable picture"),
 }
 THEIRS_DICT = {  # what: (request, status): http.server itself refuses these, in HTML
     "put": (asking(method="PUT"), 501),
