@@ -213,6 +213,16 @@ def test_both_languages_state_the_same_figures():
     assert figures(read(ENGLISH_PATH)) == figures(read(CHINESE_PATH))
 
 
+@both_languages
+def test_the_line_counts_are_those_of_the_scripts(path):
+    count_dict = {file.name: len(read(file).splitlines()) for file in script_list()}
+    told_dict = {name: int(count) for name, count in re.findall(
+        r"^\| \[(0\w+\.py)\]\(\S+\) \|[^|]*\| (\d+) \|", read(path), re.MULTILINE)}
+    assert told_dict == count_dict
+    told, = re.findall(r"\[common\.py\]\(\S+\)\s?[(（](\d+)", read(path))
+    assert int(told) == len(read(REPOSITORY / "common.py").splitlines())
+
+
 # ---------------------------------------------------------------- what was measured
 
 @both_languages
