@@ -324,8 +324,9 @@ def check_place(data_folder: Path, picture_count: int) -> None:
         other_list += [path for path in sorted(data_folder.glob("images/[!.]*"))
                        if path.name not in own_set]
     for path in filter(Path.exists, other_list):
-        raise UserError(f"{path}: is none of the files that this run would make; move it away, or "
-                        "choose another folder with --data (--source reads your own pictures)")
+        raise UserError(f"{path}: was not made by a run like this one, which leaves it alone; move "
+                        "it away, or choose another folder with --data (--source reads your own "
+                        "pictures)")
 
 
 def draw_contact_sheet(data_folder: Path, dataset_dict: dict) -> None:

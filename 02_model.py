@@ -352,7 +352,8 @@ def show_match_and_decode(label_2d_array: np.ndarray, rows: int, columns: int) -
     offset_4d = torch.from_numpy(gt_offset_4d_array) / OFFSET_UNIT  # [1, 2, 60, 10]
     class_id_3d = torch.from_numpy(gt_class_id_3d_array)  # [1, 60, 10]
     score_4d = 20.0 * nn.functional.one_hot(class_id_3d).permute(0, 3, 1, 2)  # [1, 2, 60, 10]
-    result, = decode(torch.cat((offset_4d, score_4d), dim=1))  # the comma unpacks a list of one
+    output_4d = torch.cat((offset_4d, score_4d), dim=1)  # [1, 4, 60, 10]
+    result, = decode(output_4d, len(label_2d_array))  # the comma unpacks a list of one
     for (x, y), class_id, score in zip(*(tensor.tolist() for tensor in result)):
         print(f"decode: class {class_id} at x {x:.2f}, y {y:.2f}, score {score:g}")
 
@@ -387,7 +388,8 @@ def draw_grid(path: Path, image_3d_array: np.ndarray, label_2d_array: np.ndarray
 
 
 def main() -> None:
-    options = make_parser("Show the network, match and decode.", "with the data set").parse_args()
+    parser = make_parser("Show the network, match and decode.", "folder with your data")
+    options = parser.parse_args()
     torch.manual_seed(0)
     image_3d_array, label_2d_array = example(options.data)
     show_shapes(image_3d_array)

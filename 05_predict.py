@@ -81,7 +81,8 @@ def draw_map(path: Path, drawn: Image.Image, image_3d_array: np.ndarray,
     _, rows, columns = map_3d_array.shape
     best_1d_array = map_3d_array.max(axis=(1, 2))
     shown_list = sorted(np.argsort(-best_1d_array)[:MAP_CLASSES])
-    panels, height, width = 1 + len(shown_list), drawn.height / 150, drawn.width / 150  # inches
+    inch = max(150, drawn.height / 15, drawn.width / 5)  # px
+    panels, height, width = 1 + len(shown_list), drawn.height / inch, drawn.width / inch
     figure = Figure((1 + panels * (width + 0.6), height + 1), layout="compressed")
     first, *axes_list = figure.subplots(1, panels, sharey=True)
     first.imshow(drawn)
@@ -175,12 +176,12 @@ def refuse_to_overwrite(folder: Path, path_list: list[Path], options) -> None:
     """Raise UserError, before any work, where something of the user's might be lost."""
     if any(path.resolve().parent == folder.resolve() for path in path_list):
         raise UserError(f"{folder}: holds the pictures themselves; choose another --out")
-    if options.out and folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder}: is not empty; choose a new folder for --out")
+    if options.out and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: is no empty folder; choose a new one for --out")
     if options.xml and (folder / "labelimg").exists():
         raise UserError(f"{folder / 'labelimg'}: holds labels, perhaps corrected by hand; choose a "
                         "new folder with --out")
-    if options.json and options.json.exists():
+    if options.json and (options.json.exists() or options.json == options.out):
         raise UserError(f"{options.json}: is there already; choose a new file for --json")
 
 
