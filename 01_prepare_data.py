@@ -26,13 +26,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from common import (CELL, Progress, UserError, colour_of, command, make_parser, names_to_draw,
-                    pad_image, pictures_in, read_image, replacing, round_up_to_cell, run_main,
-                    save_close_ups, write_json, write_labelimg_xml)
+from common import (CELL, REACH, Progress, UserError, colour_of, command, make_parser,
+                    names_to_draw, pad_image, pictures_in, read_image, replacing,
+                    round_up_to_cell, run_main, save_close_ups, write_json, write_labelimg_xml)
 
 SPLIT_LIST = ["train", "val", "test"]  # to learn from, to choose on, for the figure at the end
 TRAIN_SHARE = 0.8  # of a folder without splits; a tenth of it becomes val
-REACH = CELL / 4  # px; as far beyond its border a cell learns a point, see match in 02_model.py
 
 PICTURE_COUNT = 1465  # to draw; as many as the rig that this was first written for had taken
 HEIGHT, WIDTH = 1920, 320  # px, of a drawn picture
@@ -330,7 +329,7 @@ def check_place(data_folder: Path, picture_count: int) -> None:
 
 
 def draw_contact_sheet(data_folder: Path, dataset_dict: dict) -> None:
-    """Up to fifty keypoints of the training arrays close up, as many of each class."""
+    """Up to fifty keypoints of the training arrays close up, equally many of each class."""
     images_4d_array = np.load(data_folder / "train_images.npy", mmap_mode="r")
     label_2d_array = np.random.default_rng(0).permutation(np.load(data_folder / "train_labels.npy"))
     name_list = names_to_draw(dataset_dict["category_list"])
@@ -428,7 +427,7 @@ def find_place(rng, holder_box, place_list):
 
 
 def paint_mark(picture_3d_array, rng, x, y, name) -> None:
-    """Paint a mark: dark ink on bright ground, bright paint on dark, on a label on both."""
+    """Paint a mark: dark ink on bright ground, bright paint on dark, on paper where it is both."""
     angle, scale = rng.normal(0, math.radians(6)), rng.uniform(0.9, 1.1)
     top, left = max(0, int(y) - 16), max(0, int(x) - 16)
     ground = picture_3d_array[top:int(y) + 16, left:int(x) + 16].mean(axis=2)

@@ -16,7 +16,7 @@ boxes (IoU), encode widths and heights, and sort out double answers (NMS). Point
 one map and one prior per cell: a keypoint belongs to the cell that it lies in.
 
 Names say what a thing is: output_4d is a torch tensor of four dimensions, label_2d_array a numpy
-array of two, _list and _dict are Python's; numbers bear no mark. [N, 5, 60, 10] is a shape.
+array of two, _list and _dict are Python's; plain numbers have no suffix. [N, 5, 60, 10] is a shape.
 """
 
 import copy
@@ -30,9 +30,9 @@ from matplotlib.patches import Rectangle
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from common import (CELL, DATA_FOLDER, UserError, colour_of, command, is_default, make_parser,
-                    pad_image, pick_device, read_data_set, read_image, round_up_to_cell, run_main,
-                    save_figure, short_reason)
+from common import (CELL, DATA_FOLDER, REACH, UserError, colour_of, command, is_default,
+                    make_parser, pad_image, pick_device, read_data_set, read_image,
+                    round_up_to_cell, run_main, save_figure, short_reason)
 
 # The layers: (kernel, stride, padding, channels out). Five strides of 2 multiply to 32 = CELL.
 # Kernels of down-sampling layers are even: with kernel 4, stride 2 and padding 1 a cell looks
@@ -49,7 +49,7 @@ LAYER_LIST = [
     (1, 1, 0, 128),
 ]
 OFFSET_UNIT = CELL / 2  # px; offsets are said in half cells: -1 to 1 within the cell
-NEIGHBOUR_REACH = 24  # px; a cell learns keypoints this near to its prior: 8 px beyond its border
+NEIGHBOUR_REACH = CELL / 2 + REACH  # px; a cell learns keypoints this near to its prior
 
 
 # ---------------------------------------------------------------- the network
@@ -107,7 +107,8 @@ def match(label_2d_array: np.ndarray, picture_count: int, rows: int, columns: in
     The cell that a keypoint lies in learns it. Where it lies within 8 px of a border, the cell on
     the other side learns it, too, since it looks much the same from there: one label teaches one,
     two or four cells (YOLOv5 does nearly so, FCOS and YOLOX in their way). Where two keypoints
-    compete for a cell, the nearer to the prior wins. So no cell is lost to a keypoint next door.
+    compete for a cell, the nearer to the prior wins. So a keypoint keeps its own cell against
+    one next door.
     A keypoint may lie outside of the grid: it teaches those cells along the rim that it is near to.
 
     >>> gt_offset, gt_class_id = match(np.array([[0, 2, 39, 20]]), 1, 2, 3)
@@ -146,13 +147,13 @@ def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0
     # 0, 3, 1 give 1 + 20.1 + 2.7 = 23.8, so 0.04, 0.84, 0.11. dim=1 is where the classes lie; over
     # dim=2 cells would compete with each other.
     score_4d = output_4d[:, 2:].softmax(dim=1)[:, 1:]  # [N, 2, 60, 10]; background is left out
+    priors_3d = make_priors(*score_4d.shape[2:], output_4d.device)  # [2, 60, 10]
+    place_4d = priors_3d + output_4d[:, :2] * OFFSET_UNIT  # [N, 2, 60, 10]
     if max_per_class == 1:
         is_best_4d = is_best_of_picture(score_4d)  # [N, 2, 60, 10], bool
     else:
-        is_best_4d = is_best_of_nine(score_4d, output_4d[:, :2])
+        is_best_4d = is_best_of_nine(score_4d, place_4d)
     answers_4d = is_best_4d & (score_4d >= threshold)  # [N, 2, 60, 10], bool
-    priors_3d = make_priors(*score_4d.shape[2:], output_4d.device)  # [2, 60, 10]
-    place_4d = priors_3d + output_4d[:, :2] * OFFSET_UNIT  # [N, 2, 60, 10]
     result_list = []
     for answers_3d, score_3d, place_3d in zip(answers_4d, score_4d, place_4d):
         class_index_1d, row_1d, column_1d = answers_3d.nonzero(as_tuple=True)  # [K] each
@@ -168,18 +169,22 @@ def is_best_of_picture(score_4d: torch.Tensor) -> torch.Tensor:
     return (torch.arange(score_3d.shape[2], device=best_3d.device) == best_3d).view_as(score_4d)
 
 
-def is_best_of_nine(score_4d: torch.Tensor, offset_4d: torch.Tensor) -> torch.Tensor:
+def is_best_of_nine(score_4d: torch.Tensor, place_4d: torch.Tensor) -> torch.Tensor:
     """True in each cell that beats its eight neighbours; bool `[N, 2, 60, 10]` (CenterNet).
 
-    A cell that answers for a keypoint beyond its border does not count: it could beat two keypoints
-    at once, one on each side. On the border itself either cell may answer, hence 2 px more.
+    A cell between two keypoints may repeat the one; as the strongest it would silence the other,
+    too. So a cell competes only if its answer lies inside it, or 2 px beyond, since on the border
+    itself either cell may answer. A place outside of the grid counts as on its rim.
     """
-    is_inside_4d = (offset_4d.abs() <= 1 + 2 / OFFSET_UNIT).all(dim=1, keepdim=True)
-    score_4d = score_4d * is_inside_4d  # [N, 2, 60, 10]
+    rows, columns = score_4d.shape[2:]
+    priors_3d = make_priors(rows, columns, score_4d.device)  # [2, 60, 10]
+    x_3d = place_4d[:, 0].clamp(0, columns * CELL)  # [N, 60, 10]
+    y_3d = place_4d[:, 1].clamp(0, rows * CELL)
+    far_3d = (x_3d - priors_3d[0]).abs().maximum((y_3d - priors_3d[1]).abs())  # px
+    score_4d = score_4d * (far_3d <= CELL / 2 + 2)[:, None]  # [N, 2, 60, 10]
     # The winner's number is compared, not its score: a sure network gives neighbours exactly 1.
     _, best_4d = nn.functional.max_pool2d(score_4d, 3, stride=1, padding=1, return_indices=True)
-    cell_1d = torch.arange(score_4d[0, 0].numel(), device=score_4d.device)  # [600]
-    return best_4d == cell_1d.view(score_4d.shape[2:])
+    return best_4d == torch.arange(rows * columns, device=score_4d.device).view(rows, columns)
 
 
 # ---------------------------------------------------------------- what the layers add up to

@@ -59,7 +59,7 @@ AVERAGE_DECAY = 0.998  # of the moving average of the weights: it looks back ove
 LIGHT, CONTRAST, COLOUR = 0.25, 0.25, 0.08  # largest random change, as a share
 NOISE, BLUR = 8.0, 1.0  # largest random noise (grey levels) and share of a 3x3 mean
 TURN, ZOOM = 20.0, 0.25  # a warped crop is turned by up to so many degrees, zoomed by such a share
-WARP_PICTURES = 100  # of 100 pictures all crops are warped, of 1,000 one in ten: they differ more
+WARP_PICTURES = 100  # of so many all crops are warped, of 1,000 a tenth: few need variety more
 SHOW_EVERY, SAVE_EVERY = 50, 500  # updates between two progress lines, two checkpoints
 
 

@@ -77,10 +77,10 @@ def predict_all(network, about_dict, image_list):
 def pair(prediction_list, truth_list):
     """Pair labels and predictions into (truth, prediction); each of both is in exactly one pair.
 
-    One to one, nearest first, at most 10 px apart: first those of one class (right), then, among
-    what is left, those of two classes (confused). What is still left is paired with background,
-    class 0, at its own place: such a label is missed, such a prediction is a false alarm. All that
-    follows is counted from these pairs.
+    One to one, nearest first, at most 10 px apart: first those of the same class (right), then,
+    among what is left, those of different classes (confused). What is still left is paired with
+    background, class 0, at its own place: such a label is missed, such a prediction is a false
+    alarm. All that follows is counted from these pairs.
 
     >>> near, far = Keypoint(0, 1, 50, 53), Keypoint(0, 1, 58, 50)
     >>> pair_list = pair([far, near], [Keypoint(0, 1, 50, 50)])
@@ -123,7 +123,7 @@ def confusion_matrix(pair_list, picture_count, class_count):
     matrix_2d_array = np.zeros((class_count, class_count), int)
     for truth, prediction in pair_list:
         matrix_2d_array[truth.class_id, prediction.class_id] += 1
-    matrix_2d_array[0, 0] = picture_count - len({truth.picture for truth, _ in pair_list})
+    matrix_2d_array[0, 0] = max(0, picture_count - len({truth.picture for truth, _ in pair_list}))
     return matrix_2d_array
 
 
@@ -317,7 +317,6 @@ def speed(network, about_dict, image_3d_array):
     Image.fromarray(image_3d_array).save(file, "JPEG", quality=90)
 
     def read_jpeg():
-        file.seek(0)
         return read_image(file)
 
     def median_ms(function):
@@ -375,12 +374,12 @@ def draw_errors(path, error_2d_array):
 
 
 def worst_cases(pair_list):
-    """At most twenty pairs: wrong ones, false alarms first, then those with the largest errors."""
+    """At most twenty pairs: false alarms and confusions, the surest first; misses; large errors."""
     wrong_list = [(truth, prediction) for truth, prediction in pair_list
                   if truth.class_id != prediction.class_id]
-    wrong_list.sort(key=lambda pair: (pair[1].class_id == 0, -pair[1].score))
+    wrong_list.sort(key=lambda case: (case[1].class_id == 0, -case[1].score))
     right_list = only_right(pair_list)
-    right_list.sort(key=lambda pair: pair[0].distance_to(pair[1]), reverse=True)
+    right_list.sort(key=lambda case: case[0].distance_to(case[1]), reverse=True)
     return (wrong_list[:15] + right_list)[:20]
 
 
@@ -471,7 +470,8 @@ def load(data_folder, split):
 
 def parse_options():
     parser = make_parser("Evaluate the trained network.", "folder with data set and weights")
-    parser.add_argument("--split", choices=("test", "val", "train"), default="test", help="which")
+    parser.add_argument("--split", choices=("test", "val", "train"), default="test",
+                        help="split to evaluate")
     parser.add_argument("--threshold", type=float, default=0.5,
                         help="least score of a prediction, 0 to 1")
     parser.add_argument("--quick", action="store_true", help="leave out robustness and shift test")

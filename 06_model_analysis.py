@@ -409,7 +409,7 @@ def print_threads(network) -> None:
     PyTorch may have to wait for it before each of its calls.
     """
     torch.set_num_threads(1)  # leaves a core to the thread
-    network = copy.deepcopy(network).cpu()  # Python's lock is the matter here, not the card
+    network = copy.deepcopy(network).cpu().train()  # Python's lock is the matter, not the card
     crops_4d = random_pictures(16, 128, 128)  # [16, 3, 128, 128]
     image = Image.fromarray(crops_4d[0].permute(1, 2, 0).numpy())
     work_dict = {"sleep": lambda: time.sleep(1e-3),
@@ -496,7 +496,7 @@ def main() -> None:
     ground = f"a picture of {'data/sample' if is_default(options.data) else 'the data set'}"
     # At least two cells a side: in training, BN needs more than one number a channel.
     height, width = (max(2 * CELL, round_up_to_cell(side)) for side in image_3d_array.shape[:2])
-    image_3d = torch.from_numpy(pad_image(image_3d_array, height, width).copy())  # [1920, 320, 3]
+    image_3d = torch.from_numpy(pad_image(image_3d_array, height, width))  # [1920, 320, 3]
     image_4d = image_3d.to(device).permute(2, 0, 1)[None]  # [1, 3, 1920, 320]
     print(f"{ground}: {image_4d.dtype} {list(image_4d.shape)} on {image_4d.device}, "
           f"{torch.get_num_threads()} threads")

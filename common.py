@@ -23,9 +23,10 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 CELL = 32  # px; the network's stride: one cell of its grid looks after 32x32 px of the picture
+REACH = CELL / 4  # px; a cell learns keypoints as far beyond its border, see match in 02_model.py
 DATA_FOLDER = Path(__file__).resolve().parent / "data"  # the default of every script's --data
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # Pillow runs a program on PostScript
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # no EPS: Pillow would run Ghostscript
 MAX_PIXELS = 50_000_000  # a picture above this is refused: a few bytes can unpack to gigabytes
 COLOUR_LIST = ["#00e5ff", "#ff4fd8", "#a6ff00", "#ffd400", "#ff7b3a", "#8f9bff"]  # class by class
 TURN_DICT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
@@ -136,7 +137,7 @@ def read_data_set(folder: Path) -> tuple[dict, dict]:
             if images_4d_array.ndim != 4 or label_2d_array.shape[1:] != (4,) or len(count_set) > 1:
                 raise ValueError("does not fit dataset.json")
             array_dict[split] = images_4d_array, label_2d_array
-    except (ValueError, EOFError, TypeError, KeyError) as error:
+    except (ValueError, EOFError, TypeError, KeyError, FileNotFoundError) as error:
         raise UserError(f"{path}: damaged ({short_reason(error)}); make it again with "
                         "01_prepare_data.py") from None
     return dataset_dict, array_dict

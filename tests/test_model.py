@@ -422,3 +422,14 @@ def test_a_cell_between_two_keypoints_of_a_class_beats_neither_of_them():
     output_4d = scores(3, 3, 5, {(1, 1, 1): 0.8, (1, 1, 2): 0.99, (1, 1, 3): 0.9})
     output_4d[0, 0, 1, 2] = -1.4  # 22 px to the left: in the cell beside it
     assert [cell[:3] for cell in answers(output_4d, max_per_class=3)] == [(1, 1, 1), (1, 1, 3)]
+
+
+@pytest.mark.parametrize("x", [-7.5, -3.0, 5.0, 195.0, 199.5])
+def test_a_keypoint_just_outside_is_found_also_where_a_picture_holds_several(x):
+    label_2d_array = np.array([[0, 1, x, 40], [0, 1, 100, 40]])
+    gt_offset_4d_array, gt_class_id_3d_array = model.match(label_2d_array, 1, 4, 6)
+    score_4d = 20.0 * torch.nn.functional.one_hot(torch.from_numpy(gt_class_id_3d_array))
+    offset_4d = torch.from_numpy(gt_offset_4d_array) / model.OFFSET_UNIT
+    output_4d = torch.cat((offset_4d, score_4d.permute(0, 3, 1, 2)), dim=1)
+    (keypoint_2d, _, _), = model.decode(output_4d, max_per_class=2)
+    assert sorted(keypoint_2d[:, 0].tolist()) == sorted([x, 100])

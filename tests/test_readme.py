@@ -326,7 +326,7 @@ def test_the_constants_that_the_text_spells_out_are_those_of_the_scripts():
     text = joined(read(ENGLISH_PATH))
     for phrase in (f"{model.CELL} x {model.CELL} px",
                    f"{1920 // model.CELL} x {320 // model.CELL} cells",
-                   f"{model.OFFSET_UNIT:g} px", f"{model.NEIGHBOUR_REACH - model.CELL / 2:g} px",
+                   f"{model.OFFSET_UNIT:g} px", f"{model.REACH:g} px",
                    f"{size} x {size} px", f"{train.CROP} x {train.CROP} px",
                    f"{train.BATCH} crops", f"batch of {train.BATCH * train.STEPS_PER_UPDATE}",
                    f"halved {WORD_LIST[train.HALVINGS]} times",
