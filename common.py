@@ -6,6 +6,7 @@ user, the data set, device and time, pictures, LabelImg's XML, a progress bar.
 
 import argparse
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -48,6 +49,7 @@ def run_main(main) -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a letter shows its code
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    keep_freed_memory()
     # A polite kill ends the program like an error does: with its clean-up, and its children.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
@@ -63,6 +65,17 @@ def run_main(main) -> None:
         sys.exit("stopped by Ctrl-C")
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep what is freed, on Linux: a prediction then takes half the time.
+
+    Else large blocks go back to the system, which fills each new one with zeros.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # other systems have no mallopt
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-1, 2 ** 30)  # M_TRIM_THRESHOLD, bytes
+        mallopt(-3, 2 ** 25)  # M_MMAP_THRESHOLD, bytes: the largest that is allowed
 
 
 def make_parser(description: str, data_help: str) -> argparse.ArgumentParser:
