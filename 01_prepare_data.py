@@ -26,9 +26,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from common import (CELL, REACH, Progress, UserError, colour_of, command, make_parser,
-                    names_to_draw, pad_image, pictures_in, read_image, replacing,
-                    round_up_to_cell, run_main, save_close_ups, write_json, write_labelimg_xml)
+from common import (CELL, REACH, Progress, UserError, colour_of, command, files_in, make_parser,
+                    names_to_draw, pad_image, read_image, replacing, round_up_to_cell, run_main,
+                    save_close_ups, write_json, write_labelimg_xml)
 
 SPLIT_LIST = ["train", "val", "test"]  # to learn from, to choose on, for the figure at the end
 TRAIN_SHARE = 0.8  # of a folder without splits; a tenth of it becomes val
@@ -130,7 +130,7 @@ def read_source(folder: Path, seed: int) -> tuple[dict, list[str]]:
     if inside_list and not {"train", "test"} <= set(inside_list):
         raise UserError(f"{folder}: holds {inside_list[0]}/, so it needs both train/ and test/; "
                         "add what lacks, or put all pictures into one folder")
-    if inside_list and (loose_list := pictures_in(folder)):
+    if inside_list and (loose_list := files_in(folder)):
         print(f"not used: {len(loose_list)} pictures of {folder} that lie beside train/ and test/")
     split_dict, problem_list = {}, []
     for name in inside_list or [""]:  # folder / "" is the folder itself
@@ -157,9 +157,8 @@ def read_folder(folder: Path) -> tuple[list[dict], list[str]]:
     An example is {"path", "size": (width, height), "keypoints"}, without the picture: all of them
     together may be larger than the memory.
     """
-    image_list = pictures_in(folder)
-    xml_dict = {path.stem: path for path in sorted(folder.glob("*"))
-                if path.suffix.lower() == ".xml" and not path.name.startswith(".")}
+    image_list = files_in(folder)
+    xml_dict = {path.stem: path for path in files_in(folder, {".xml"})}
     example_list, problem_list = [], []
     progress = Progress(len(image_list), "reading")
     for number, path in enumerate(image_list, start=1):

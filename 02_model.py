@@ -152,7 +152,7 @@ def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0
     if max_per_class == 1:
         is_best_4d = is_best_of_picture(score_4d)  # [N, 2, 60, 10], bool
     else:
-        is_best_4d = is_best_of_nine(score_4d, place_4d)
+        is_best_4d = is_best_of_nine(score_4d, place_4d, priors_3d)
     answers_4d = is_best_4d & (score_4d >= threshold)  # [N, 2, 60, 10], bool
     result_list = []
     for answers_3d, score_3d, place_3d in zip(answers_4d, score_4d, place_4d):
@@ -169,7 +169,8 @@ def is_best_of_picture(score_4d: torch.Tensor) -> torch.Tensor:
     return (torch.arange(score_3d.shape[2], device=best_3d.device) == best_3d).view_as(score_4d)
 
 
-def is_best_of_nine(score_4d: torch.Tensor, place_4d: torch.Tensor) -> torch.Tensor:
+def is_best_of_nine(score_4d: torch.Tensor, place_4d: torch.Tensor,
+                    priors_3d: torch.Tensor) -> torch.Tensor:
     """True in each cell that beats its eight neighbours; bool `[N, 2, 60, 10]` (CenterNet).
 
     A cell between two keypoints may repeat the one; as the strongest it would silence the other,
@@ -177,7 +178,6 @@ def is_best_of_nine(score_4d: torch.Tensor, place_4d: torch.Tensor) -> torch.Ten
     itself either cell may answer. A place outside of the grid counts as on its rim.
     """
     rows, columns = score_4d.shape[2:]
-    priors_3d = make_priors(rows, columns, score_4d.device)  # [2, 60, 10]
     x_3d = place_4d[:, 0].clamp(0, columns * CELL)  # [N, 60, 10]
     y_3d = place_4d[:, 1].clamp(0, rows * CELL)
     far_3d = (x_3d - priors_3d[0]).abs().maximum((y_3d - priors_3d[1]).abs())  # px

@@ -37,9 +37,9 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from common import (CELL, IMAGE_SUFFIXES, UserError, colour_of, command, draw_keypoints,
-                    make_parser, names_to_draw, pictures_in, read_image, replacing, run_main,
-                    save_figure, write_json, write_labelimg_xml)
+from common import (CELL, IMAGE_SUFFIXES, UserError, colour_of, command, draw_keypoints, files_in,
+                    make_parser, names_to_draw, read_image, replacing, run_main, save_figure,
+                    write_json, write_labelimg_xml)
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
@@ -145,7 +145,7 @@ def collect_pictures(options) -> list[Path]:
     path_list = []
     for path in options.pictures or [options.data / "sample"]:
         is_folder = path.is_dir() or not options.pictures
-        found_list = pictures_in(path) if is_folder else [path]
+        found_list = files_in(path) if is_folder else [path]
         if not found_list:
             fix = command("05_predict.py", options.data, "my_folder")
             raise UserError(f"{path}: no such folder, or no picture in it; name another: {fix}")
@@ -290,7 +290,7 @@ def make_server(address: tuple, network, about_dict: dict, threshold: float, sam
     server = http.server.ThreadingHTTPServer(address, Handler)
     server.network, server.about_dict, server.threshold = network, about_dict, threshold
     server.at_work = threading.BoundedSemaphore(MOST_AT_WORK)
-    sample_list = [path.read_bytes() for path in pictures_in(sample_folder)]
+    sample_list = [path.read_bytes() for path in files_in(sample_folder)]
     health_dict = {"status": "ok", "classes": about_dict["category_list"][1:],
                    "threshold": threshold, "max_bytes": MAX_BODY, "samples": len(sample_list)}
     server.content_dict = {"/": (PAGE_PATH.read_bytes(), "text/html; charset=utf-8"),

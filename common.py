@@ -188,9 +188,9 @@ def read_image(path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     name = path if isinstance(path, (str, os.PathLike)) else "the picture"
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
-            size = f"{image.width} x {image.height} px"
             if image.width * image.height > max_pixels:
-                raise UserError(f"{name}: {size} is more than {max_pixels:,} px; shrink it")
+                raise UserError(f"{name}: {image.width} x {image.height} px is more than "
+                                f"{max_pixels:,} px; shrink it")
             if image.mode[0] in "IF":  # 16 or 32 bits, whose white may be 255, 4095, 65535 or 1.0
                 raise UserError(f"{name}: holds more than 8 bits a pixel; save it with 8 bits")
             image.load()
@@ -210,8 +210,8 @@ def read_image(path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
                         "as JPEG or PNG") from None
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.glob("*")) if path.suffix.lower() in IMAGE_SUFFIXES
+def files_in(folder: Path, suffix_set=IMAGE_SUFFIXES) -> list[Path]:
+    return [path for path in sorted(folder.glob("*")) if path.suffix.lower() in suffix_set
             and path.is_file() and not path.name.startswith(".")]
 
 

@@ -381,8 +381,15 @@ def test_pictures_of_a_folder_are_files_with_a_pictures_suffix_that_are_not_hidd
     for name in ("b.JPG", "a.png", ".c.png", "d.txt", "e.xml", "g.webp"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "f.png").mkdir()
-    assert [path.name for path in common.pictures_in(tmp_path)] == ["a.png", "b.JPG", "g.webp"]
-    assert common.pictures_in(tmp_path / "nowhere") == []
+    assert [path.name for path in common.files_in(tmp_path)] == ["a.png", "b.JPG", "g.webp"]
+    assert common.files_in(tmp_path / "nowhere") == []
+
+
+def test_a_folder_with_the_name_of_a_label_is_no_label(tmp_path):
+    write_example(tmp_path, "a", [("eye", 10, 10, 20, 20)])
+    (tmp_path / "old.xml").mkdir()
+    example_list, problem_list = load("01_prepare_data").read_folder(tmp_path)
+    assert len(example_list) == 1 and problem_list == []
 
 
 def test_six_classes_have_colours_of_their_own():
