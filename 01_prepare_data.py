@@ -26,9 +26,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from common import (CELL, REACH, Progress, UserError, colour_of, command, files_in, make_parser,
-                    names_to_draw, pad_image, read_image, replacing, round_up_to_cell, run_main,
-                    save_close_ups, write_json, write_labelimg_xml)
+from common import (CELL, REACH, UserError, colour_of, command, files_in, make_parser,
+                    names_to_draw, pad_image, print_table, read_image, replacing, round_up_to_cell,
+                    run_main, save_close_ups, track, write_json, write_labelimg_xml)
 
 SPLIT_LIST = ["train", "val", "test"]  # to learn from, to choose on, for the figure at the end
 TRAIN_SHARE = 0.8  # of a folder without splits; a tenth of it becomes val
@@ -160,13 +160,11 @@ def read_folder(folder: Path) -> tuple[list[dict], list[str]]:
     image_list = files_in(folder)
     xml_dict = {path.stem: path for path in files_in(folder, {".xml"})}
     example_list, problem_list = [], []
-    progress = Progress(len(image_list), "reading")
-    for number, path in enumerate(image_list, start=1):
+    for path in track(image_list, "reading"):
         try:
             example_list.append(read_example(path, xml_dict.pop(path.stem, None)))
         except (UserError, OSError) as error:
             problem_list.append(str(error))
-        progress.show(number)
     problem_list += [f"{path}: has no picture beside it; bring the picture back or remove this"
                      for path in xml_dict.values()]
     return example_list, problem_list
@@ -229,20 +227,20 @@ def measure_boxes(example_list: list[dict]) -> dict:
 
 
 def report(split_dict: dict, label_dict: dict, dataset_dict: dict) -> None:
-    def show(name, count_list):
-        print(f"{name[:25]:26}" + "".join(f"{count:>8}" for count in count_list))
-
-    show("", SPLIT_LIST)
-    show("pictures", map(len, split_dict.values()))
-    show("  without a keypoint", [sum(not example["keypoints"] for example in example_list)
-                                  for example_list in split_dict.values()])
-    for class_id, name in enumerate(dataset_dict["category_list"][1:], start=1):
-        count_list = [np.sum(label_2d_array[:, 1] == class_id)
-                      for label_2d_array in label_dict.values()]
-        show(name, [*count_list, "" if count_list[0] else "   none in train"])
-    most = dataset_dict["max_per_class"]
-    show("may be lost by collision", [count_collisions(label_2d_array, most)
-                                      for label_2d_array in label_dict.values()])
+    most, name_list = dataset_dict["max_per_class"], dataset_dict["category_list"][1:]
+    column_list = []
+    for example_list, label_2d_array in zip(split_dict.values(), label_dict.values()):
+        count_list = [int((label_2d_array[:, 1] == class_id).sum())
+                      for class_id in range(1, 1 + len(name_list))]
+        empty = sum(not example["keypoints"] for example in example_list)
+        column_list.append([len(example_list), empty, *count_list,
+                            count_collisions(label_2d_array, most)])
+    row_name_list = ["pictures", "without a keypoint", *(name[:25] for name in name_list),
+                     "may be lost by collision"]
+    print_table(("", *split_dict), list(zip(row_name_list, *column_list)))
+    for name, count in zip(name_list, column_list[0][2:]):
+        if not count:
+            print(f"none in train: {name}")
     width, height = dataset_dict["box_size"]
     print(f"boxes are {width:g} x {height:g} px; a picture holds at most {most} of a class")
     how = "what is left" if None in dataset_dict["one_size"] else "the sides that are whole"
@@ -293,13 +291,11 @@ def pack_images(path: Path, example_list: list[dict], height: int, width: int) -
     what is looked at. That is why 2 GB of pictures need no 2 GB of memory.
     """
     shape = (len(example_list), height, width, 3)
-    progress = Progress(len(example_list), f"packing {path.name}")
     with replacing(path) as temporary, open(temporary, "wb") as file:
         header_dict = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header_dict)
-        for number, example in enumerate(example_list, start=1):
+        for example in track(example_list, f"packing {path.name}"):
             file.write(pad_image(read_image(example["path"]), height, width).tobytes())
-            progress.show(number)
 
 
 def check_place(data_folder: Path, picture_count: int) -> None:
@@ -477,12 +473,12 @@ def draw_pictures(data_folder: Path, count: int, seed: int) -> None:
         write_json(data_folder / "dataset.json", {"drawn": True})
     folder.mkdir(exist_ok=True)
     print(f"drawing {count} pictures into {folder}; your own pictures: --source FOLDER")
-    progress = Progress(count, "drawing")
     draw = functools.partial(draw_picture, seed=seed, folder=folder)
     # Leaving the `with` ends the processes, also after Ctrl-C. Windows waits for 63 at most.
     with multiprocessing.Pool(min(os.cpu_count() or 1, 60), leave_signals_to_parent) as pool:
-        for done, _ in enumerate(pool.imap_unordered(draw, range(count), chunksize=8), start=1):
-            progress.show(done)
+        drawn = pool.imap_unordered(draw, range(count), chunksize=8)
+        for _ in track(range(count), "drawing"):
+            next(drawn)
 
 
 def leave_signals_to_parent() -> None:

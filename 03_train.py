@@ -22,7 +22,6 @@ import importlib
 import json
 import queue
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -285,7 +284,6 @@ def train(options, device: torch.device) -> None:
     print_plan(options, loader, network, device)
     loader.start()
     batches = iter(loader)
-    stop_list = catch_stops()  # Ctrl-C puts its number here; the loop ends after the update
     progress = Progress(options.updates, "training", first_update)
     loss_list = []
     network.train()
@@ -307,8 +305,7 @@ def train(options, device: torch.device) -> None:
             update_average(average, network, update)
 
             done = update + 1
-            must_stop = bool(stop_list)  # asked once: what comes later waits for the next update
-            is_last = done == options.updates or must_stop
+            is_last = done == options.updates
             if done % SHOW_EVERY == 0 or is_last:
                 curve_dict["train"].append([done, *mean_loss(loss_list, done)])
                 show_progress(progress, done, curve_dict["train"][-1], optimizer, loader)
@@ -316,10 +313,7 @@ def train(options, device: torch.device) -> None:
             if done % SAVE_EVERY == 0 or is_last:
                 curve_dict["val"].append([done, *val_loss(average, val_batch_list, done)])
                 save_run(options.data, part_dict, dataset_dict, run_dict, done, curve_dict)
-            if must_stop:
-                print(f"\nstopped after update {done}; all is saved: go on with --resume")
-                sys.exit(128 + stop_list[0])
-    finally:
+    finally:  # also after Ctrl-C; --resume goes on from the last save
         loader.stop()
     draw_curves(options.data, curve_dict)
     print_result(progress, loader, network.head.out_channels - 2, curve_dict)
@@ -375,15 +369,7 @@ def val_loss(average, val_batch_list, done: int) -> list[float]:
     return mean_loss(loss_list, done)
 
 
-# ---------------------------------------------------------------- round the loop: stop and go on
-
-def catch_stops() -> list[int]:
-    """Ctrl-C and a polite kill put their number into the list that is returned."""
-    stop_list = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda signal_number, frame: stop_list.append(signal_number))
-    return stop_list
-
+# ---------------------------------------------------------------- round the loop: save and go on
 
 def describe_run(options, dataset_dict, label_2d_array) -> dict:
     """All that makes a run this run: --resume goes on only where all of it is the same."""
@@ -444,12 +430,10 @@ def load_checkpoint(data_folder: Path, part_dict, run_dict) -> tuple[int, dict]:
 
 def print_plan(options, loader, network, device) -> None:
     pictures = len(loader.images_4d_array)
-    crops = options.updates * STEPS_PER_UPDATE * BATCH
-    crop_share = loader.crop_height * loader.crop_width / np.prod(loader.images_4d_array.shape[1:3])
+    epochs = options.updates * STEPS_PER_UPDATE * BATCH / pictures
     parameters = sum(parameter.numel() for parameter in network.parameters())
     print(f"{pictures} pictures; {options.updates} updates of {STEPS_PER_UPDATE} x {BATCH} crops = "
-          f"{crops / pictures:.0f} epochs, {crops * crop_share / pictures:.1f} passes over the "
-          f"pixels; on {device}; {parameters:,} parameters")
+          f"{epochs:.0f} epochs; on {device}; {parameters:,} parameters")
 
 
 def show_progress(progress, done: int, row, optimizer, loader) -> None:
@@ -498,8 +482,7 @@ def draw_crops(data_folder: Path, batch, noise_1d, generator) -> None:
 
 
 def draw_curves(data_folder: Path, curve_dict) -> None:
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
+    axes = Figure(figsize=(8, 4.5), layout="constrained").subplots()
     for split, style, alpha in (("train", "-", 0.6), ("val", "o:", 1)):
         update_1d_array, *loss_list = np.array(curve_dict[split]).T
         for name, loss_1d_array, colour in zip(("location", "confidence"), loss_list,
@@ -510,7 +493,7 @@ def draw_curves(data_folder: Path, curve_dict) -> None:
              title="training loss, and validation loss of the averaged weights")
     axes.grid(alpha=0.3)
     axes.legend()
-    save_figure(figure, data_folder / "results" / "loss.png")
+    save_figure(axes.figure, data_folder / "results" / "loss.png")
 
 
 # ---------------------------------------------------------------- the program

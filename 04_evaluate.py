@@ -26,9 +26,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageEnhance, ImageFilter
 
-from common import (CELL, Progress, UserError, colour_of, command, make_parser, names_to_draw,
+from common import (CELL, UserError, colour_of, command, make_parser, names_to_draw, print_table,
                     read_data_set, read_image, run_main, save_close_ups, save_figure, time_calls,
-                    write_json)
+                    track, write_json)
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
@@ -67,10 +67,8 @@ def predict_all(network, about_dict, image_list):
     are those of this list whose score reaches it, and each picture is looked at only once.
     """
     prediction_list = []
-    progress = Progress(len(image_list), "predicting")
-    for picture, image_3d_array in enumerate(image_list):
+    for picture, image_3d_array in enumerate(track(image_list, "predicting")):
         prediction_list += predict(network, about_dict, image_3d_array, picture, threshold=0.0)
-        progress.show(picture + 1)
     return prediction_list
 
 
@@ -87,19 +85,18 @@ def pair(prediction_list, truth_list):
     >>> [(truth.class_id, prediction.class_id) for truth, prediction in pair_list]
     [(0, 1), (1, 1)]
     """
-    numbers_dict = {}  # picture -> the numbers of its labels
+    labels_dict = {}  # picture -> its labels, each with its number
     for j, truth in enumerate(truth_list):
-        numbers_dict.setdefault(truth.picture, []).append(j)
+        labels_dict.setdefault(truth.picture, []).append((j, truth))
     candidate_list = []
     for i, prediction in enumerate(prediction_list):
-        for j in numbers_dict.get(prediction.picture, []):
-            distance = prediction.distance_to(truth_list[j])
+        for j, truth in labels_dict.get(prediction.picture, []):
+            distance = prediction.distance_to(truth)
             if distance <= PAIR_RADIUS:
-                is_confused = prediction.class_id != truth_list[j].class_id
-                candidate_list.append((is_confused, distance, i, j))
+                candidate_list.append((prediction.class_id != truth.class_id, distance, i, j))
     pair_list = []
     alone_dict, missed_dict = dict(enumerate(prediction_list)), dict(enumerate(truth_list))
-    for _, _, i, j in sorted(candidate_list):  # False comes before True
+    for _, _, i, j in sorted(candidate_list):  # of one class first: False comes before True
         if i in alone_dict and j in missed_dict:
             pair_list.append((missed_dict.pop(j), alone_dict.pop(i)))
     pair_list += [(truth, truth._replace(class_id=0)) for truth in missed_dict.values()]
@@ -107,23 +104,13 @@ def pair(prediction_list, truth_list):
     return sorted(pair_list)  # by picture, a Keypoint's first value
 
 
-def only_right(pair_list):
-    return [(truth, prediction) for truth, prediction in pair_list
-            if truth.class_id == prediction.class_id]
-
-
 # ---------------------------------------------------------------- confusion matrix and rates
 
-def confusion_matrix(pair_list, picture_count, class_count):
-    """Rows truth, columns prediction: misses in column 0, false alarms in row 0.
-
-    Background has no places that could be counted, so [0][0] counts pictures: the empty ones in
-    which nothing was predicted.
-    """
+def confusion_matrix(pair_list, class_count):
+    """Rows truth, columns prediction: misses in column 0, false alarms in row 0."""
     matrix_2d_array = np.zeros((class_count, class_count), int)
     for truth, prediction in pair_list:
         matrix_2d_array[truth.class_id, prediction.class_id] += 1
-    matrix_2d_array[0, 0] = max(0, picture_count - len({truth.picture for truth, _ in pair_list}))
     return matrix_2d_array
 
 
@@ -149,8 +136,7 @@ def share(part, whole):
 
 
 def overall(pair_list, class_count):
-    matrix_2d_array = confusion_matrix(pair_list, 0, class_count)
-    return precision_recall(matrix_2d_array, list(range(1, class_count)))
+    return precision_recall(confusion_matrix(pair_list, class_count), list(range(1, class_count)))
 
 
 def precision_recall_curve(all_list, truth_list, class_count):
@@ -168,7 +154,7 @@ def precision_recall_curve(all_list, truth_list, class_count):
 def right_errors(pair_list):
     """Prediction minus truth of the right pairs: dx, dy in px, `[P, 2]`."""
     error_list = [(prediction.x - truth.x, prediction.y - truth.y)
-                  for truth, prediction in only_right(pair_list)]
+                  for truth, prediction in pair_list if truth.class_id == prediction.class_id]
     return np.array(error_list).reshape(-1, 2)
 
 
@@ -202,22 +188,20 @@ def distance_to_best(prediction_list, truth_list):
 
 def summarise(pair_list, all_list, truth_list, picture_count, category_list):
     """All of metrics.json that needs the predictions alone."""
-    matrix_2d_array = confusion_matrix(pair_list, picture_count, len(category_list))
+    matrix_2d_array = confusion_matrix(pair_list, len(category_list))
+    # Background has no places to count, so [0][0] counts pictures: empty ones left empty.
+    matrix_2d_array[0, 0] = picture_count - len({truth.picture for truth, _ in pair_list})
     class_dict = {}
     for class_id, name in enumerate(category_list[1:], start=1):
         error_dict = error_px([(truth, prediction) for truth, prediction in pair_list
                                if truth.class_id == class_id])
         class_dict[name] = precision_recall(matrix_2d_array, [class_id])
         class_dict[name]["error_px"] = {"mean": error_dict["mean"], "p95": error_dict["p95"]}
-    distance_1d_array = np.hypot(*right_errors(pair_list).T)  # [P]
     return {"images": picture_count, "classes": class_dict,
             "overall": overall(pair_list, len(category_list)),
             "confusion_matrix": matrix_2d_array.tolist(),
             "error_px": {**error_px(pair_list),
-                         "all_points": distance_to_best(all_list, truth_list)},
-            # The pairing caps the mean error at 10 px; what was missed shows here.
-            "recall_within": {f"{radius}px": share((distance_1d_array <= radius).sum(),
-                                                   len(truth_list)) for radius in (2, 5, 10)}}
+                         "all_points": distance_to_best(all_list, truth_list)}}
 
 
 def blind_guess(train_label_2d_array, truth_list, picture_count, category_list):
@@ -263,18 +247,16 @@ CHANGE_DICT = {
 
 def robustness(network, about_dict, image_list, truth_list, threshold):
     """Precision, recall and mean error under each slight change of the surroundings."""
-    progress = Progress(len(CHANGE_DICT), "robustness")
     result_dict = {}
-    for name, change in CHANGE_DICT.items():
+    for name in track(list(CHANGE_DICT), "robustness"):
         prediction_list = []
         for picture, image_3d_array in enumerate(image_list):
-            changed = np.asarray(change(Image.fromarray(image_3d_array)))
+            changed = np.asarray(CHANGE_DICT[name](Image.fromarray(image_3d_array)))
             prediction_list += predict(network, about_dict, changed, picture, threshold)
         pair_list = pair(prediction_list, truth_list)
         rates = overall(pair_list, len(about_dict["category_list"]))
         result_dict[name] = {"precision": rates["precision"], "recall": rates["recall"],
                              "mean_error_px": error_px(pair_list)["mean"]}
-        progress.show(len(result_dict))
     return result_dict
 
 
@@ -285,9 +267,8 @@ def shift_test(network, about_dict, image_list, truth_list, threshold):
     predictions round their mean; max_px: the farthest from it; lost: the share not found.
     """
     picture_list = sorted({truth.picture for truth in truth_list})[:SHIFT_PICTURES]
-    progress = Progress(len(picture_list), "shift test")
     wanted, distance_list = 0, []
-    for done, picture in enumerate(picture_list, start=1):
+    for picture in track(picture_list, "shift test"):
         places_dict = {truth: [] for truth in truth_list if truth.picture == picture}
         for right in range(CELL):
             down = right * 7 % CELL  # takes each of 0 to 31 once, too
@@ -296,36 +277,32 @@ def shift_test(network, about_dict, image_list, truth_list, threshold):
             found_list = predict(network, about_dict, shifted, picture, threshold)
             back_list = [found._replace(x=found.x - right, y=found.y - down)
                          for found in found_list]
-            for truth, back in only_right(pair(back_list, list(places_dict))):
-                places_dict[truth].append((back.x, back.y))
+            for truth, back in pair(back_list, list(places_dict)):
+                if truth.class_id == back.class_id:
+                    places_dict[truth].append((back.x, back.y))
         wanted += CELL * len(places_dict)
         for place_list in filter(None, places_dict.values()):
             middle = np.mean(place_list, axis=0)
             distance_list += [math.dist(place, middle) for place in place_list]
-        progress.show(done)
-    lost = share(wanted - len(distance_list), wanted)
-    if not distance_list:
-        return {"std_px": None, "max_px": None, "lost": lost}
-    return {"std_px": round(math.sqrt(np.mean(np.square(distance_list))), 3),
-            "max_px": round(max(distance_list), 3), "lost": lost}
+    return {"std_px": round(math.hypot(*distance_list) / math.sqrt(len(distance_list)), 3)
+            if distance_list else None,
+            "max_px": round(max(distance_list), 3) if distance_list else None,
+            "lost": share(wanted - len(distance_list), wanted)}
 
 
 def speed(network, about_dict, image_3d_array):
     """Median ms to decode a JPEG, of the network alone, and from picture file to keypoints."""
-    device = network.head.weight.device
     file = io.BytesIO()
     Image.fromarray(image_3d_array).save(file, "JPEG", quality=90)
-
-    def read_jpeg():
-        return read_image(file)
-
-    def median_ms(function):
-        return round(statistics.median(time_calls(function, device, SPEED_RUNS)), 2)
-
-    picture_ms = median_ms(lambda: model.find_keypoints(network, about_dict, read_jpeg()))
-    return {"decode_ms": median_ms(read_jpeg),
-            "network_ms": median_ms(lambda: model.run_network(network, image_3d_array)),
-            "picture_ms": picture_ms, "pictures_per_second": round(1000 / picture_ms, 1)}
+    function_dict = {
+        "decode_ms": lambda: read_image(file),
+        "network_ms": lambda: model.run_network(network, image_3d_array),
+        "picture_ms": lambda: model.find_keypoints(network, about_dict, read_image(file))}
+    result_dict = {}
+    for name, function in function_dict.items():
+        time_list = time_calls(function, network.head.weight.device, SPEED_RUNS)
+        result_dict[name] = round(statistics.median(time_list), 2)
+    return {**result_dict, "pictures_per_second": round(1000 / result_dict["picture_ms"], 1)}
 
 
 # ---------------------------------------------------------------- pictures
@@ -338,8 +315,7 @@ def draw_confusion(path, matrix_list, name_list):
     share_2d_array[0] = matrix_2d_array[0] / np.maximum(matrix_2d_array.sum(axis=0), 1)
     name_list = [name[:25] for name in name_list]
     side = 2 + 0.45 * max(4, len(name_list)) + 0.1 * max(map(len, name_list))
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.subplots()
+    axes = Figure(figsize=(side, side), layout="constrained").subplots()
     axes.imshow(share_2d_array, cmap="Blues", vmin=0, vmax=1.6)  # black text shows on every blue
     for (row, column), count in np.ndenumerate(matrix_2d_array):
         if count:
@@ -347,39 +323,36 @@ def draw_confusion(path, matrix_list, name_list):
     axes.set_xticks(range(len(name_list)), name_list, rotation=90, parse_math=False)
     axes.set_yticks(range(len(name_list)), name_list, parse_math=False)
     axes.set(xlabel="prediction (background: missed)", ylabel="truth (background: false alarm)")
-    save_figure(figure, path)
+    save_figure(axes.figure, path)
 
 
 def draw_curve(path, curve_2d_array, threshold):
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    axes = Figure(figsize=(7, 4), layout="constrained").subplots()
     axes.plot(curve_2d_array[:, 0], curve_2d_array[:, 1:], label=["precision", "recall"])
     axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:g}")
     axes.set(title="precision and recall against the threshold", xlabel="threshold")
     axes.legend(loc="lower left")
-    save_figure(figure, path)
+    save_figure(axes.figure, path)
 
 
 def draw_errors(path, error_2d_array):
     """A dot per keypoint. Half a pixel forgotten somewhere shows as a cloud beside the cross."""
     reach = max(1, np.abs(error_2d_array).max(initial=0))
-    figure = Figure(figsize=(6, 6), layout="constrained")
-    axes = figure.subplots()
+    axes = Figure(figsize=(6, 6), layout="constrained").subplots()
     axes.scatter(*error_2d_array.T, s=8, alpha=0.5)
     axes.axhline(0, color="black", linewidth=0.5)
     axes.axvline(0, color="black", linewidth=0.5)
     axes.set(title=f"prediction minus label of {len(error_2d_array)} keypoints", xlabel="x, px",
              ylabel="y, px", xlim=(-reach, reach), ylim=(reach, -reach))
-    save_figure(figure, path)
+    save_figure(axes.figure, path)
 
 
 def worst_cases(pair_list):
     """At most twenty pairs: false alarms and confusions, the surest first; misses; large errors."""
-    wrong_list = [(truth, prediction) for truth, prediction in pair_list
-                  if truth.class_id != prediction.class_id]
+    wrong_list = [case for case in pair_list if case[0].class_id != case[1].class_id]
+    right_list = [case for case in pair_list if case[0].class_id == case[1].class_id]
     wrong_list.sort(key=lambda case: (case[1].class_id == 0, -case[1].score))
-    right_list = only_right(pair_list)
-    right_list.sort(key=lambda case: case[0].distance_to(case[1]), reverse=True)
+    right_list.sort(key=lambda case: -case[0].distance_to(case[1]))
     return (wrong_list[:15] + right_list)[:20]
 
 
@@ -404,33 +377,24 @@ def draw_cases(path, pair_list, image_list, file_list):
 
 # ---------------------------------------------------------------- report
 
-def print_row(name, value_list, width=10):
-    text = f"{name[:20]:20}"
-    for value in value_list:
-        value = "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-        text += f"{value[:width - 1]:>{width}}"
-    print(text)
-
-
 def print_report(metrics, category_list):
-    print()
-    print_row("class", ["precision", "recall", "F1", "support", "mean px", "p95 px"])
     overall_dict = {**metrics["overall"], "error_px": metrics["error_px"]}
+    row_list = []
     for name, row_dict in {**metrics["classes"], "overall": overall_dict}.items():
         *rate_list, error_dict = row_dict.values()
-        print_row(name, [*rate_list, error_dict["mean"], error_dict["p95"]])
+        row_list.append((name[:25], *rate_list, error_dict["mean"], error_dict["p95"]))
+    print_table(("class", "precision", "recall", "F1", "support", "mean px", "p95 px"), row_list, 3)
     if len(category_list) <= 8:
         print("\nconfusion matrix: rows truth, columns prediction")
-        print_row("", category_list, 12)
-        for name, row in zip(category_list, metrics["confusion_matrix"]):
-            print_row(name, row, 12)
+        name_list = [name[:12] for name in category_list]
+        print_table(("", *name_list), [(name, *row) for name, row
+                                       in zip(name_list, metrics["confusion_matrix"])])
     if metrics["robustness"]:
         print()
-        print_row("change", ["precision", "recall", "mean px"])
-        for name, row_dict in metrics["robustness"].items():
-            print_row(name, row_dict.values())
+        print_table(("change", "precision", "recall", "mean px"), [
+            (name, *row_dict.values()) for name, row_dict in metrics["robustness"].items()], 3)
     print()
-    for key in ("error_px", "recall_within", "blind_guess", "shift", "speed"):
+    for key in ("error_px", "blind_guess", "shift", "speed"):
         text_list = [f"{name} {value}" for name, value in metrics[key].items() if value is not None]
         if text_list:
             print(f"{key}: " + ", ".join(text_list))

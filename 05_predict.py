@@ -35,11 +35,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from common import (CELL, IMAGE_SUFFIXES, UserError, colour_of, command, draw_keypoints, files_in,
-                    make_parser, names_to_draw, read_image, replacing, run_main, save_figure,
-                    write_json, write_labelimg_xml)
+from common import (CELL, IMAGE_SUFFIXES, UserError, colour_of, command, files_in, make_parser,
+                    names_to_draw, read_image, replacing, run_main, save_figure, write_json,
+                    write_labelimg_xml)
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
@@ -50,10 +50,36 @@ PAGE_PATH = Path(__file__).resolve().parent / "docs" / "page.html"
 MAX_BODY = 12_000_000  # bytes of a picture that the service takes
 MAX_SERVED_PIXELS = 16_000_000  # px, as a telephone's 4000x3000; each costs 30 bytes of memory
 MOST_AT_WORK = 2  # pictures that the service looks at at the same time: 1 GB at most
-PATIENCE = 5  # s; for a client that is silent, and at the end for those who are being served
+PATIENCE = 5  # s; for a client that is silent
 
 
 # ---------------------------------------------------------------- one picture
+
+def draw_keypoints(image: Image.Image, keypoint_list: list[dict], category_list: list[str],
+                   name_list: list[str]) -> Image.Image:
+    """A copy of the picture with each keypoint's box, cross, name and score.
+
+    name_list: how the categories are called there. Dark and wide lies below bright and thin, so
+    that it shows on any ground.
+    """
+    image = image.convert("RGB")
+    canvas, font = ImageDraw.Draw(image), ImageFont.load_default(14)
+    for number, keypoint in enumerate(keypoint_list):
+        class_id = category_list.index(keypoint["class"])
+        xmin, ymin, xmax, ymax = box = [value - 0.5 for value in keypoint["box"]]
+        x, y = keypoint["x"] - 0.5, keypoint["y"] - 0.5  # pixel c covers [c, c + 1)
+        for width, ink in ((4, "black"), (2, colour_of(class_id))):
+            canvas.rectangle(box, outline=ink, width=width)
+            canvas.line([x - 5, y, x + 5, y], fill=ink, width=width - 1)
+            canvas.line([x, y - 5, x, y + 5], fill=ink, width=width - 1)
+        text = f"{name_list[class_id]} {keypoint['score']:.2f}"
+        _, _, width, height = canvas.textbbox((0, 0), text, font=font, stroke_width=2)
+        # Above its box, but every second below, so that neighbours' texts keep apart.
+        top = ymax + 2 if number % 2 or ymin < height + 2 else ymin - height - 2
+        place = max(0, min(xmin, image.width - width)), min(top, image.height - height)
+        canvas.text(place, text, colour_of(class_id), font, stroke_width=2, stroke_fill="black")
+    return image
+
 
 def class_maps(network, image_3d_array: np.ndarray) -> np.ndarray:
     """The probability of each class in each cell, float32 `[2, 60, 10]`: what decode sees."""
@@ -91,7 +117,7 @@ def draw_map(path: Path, drawn: Image.Image, image_3d_array: np.ndarray,
         mappable = axes.imshow(map_3d_array[index], cmap="inferno", vmin=0, vmax=1, alpha=0.6,
                                extent=(0, columns * CELL, rows * CELL, 0))
         axes.set(xlim=(0, drawn.width), ylim=(drawn.height, 0))
-        axes.set_title(f"{name_list[index]}\nbest {best_1d_array[index]:.3f}", parse_math=False)
+        axes.set_title(f"{name_list[index + 1]}\nbest {best_1d_array[index]:.3f}", parse_math=False)
     figure.colorbar(mappable, ax=axes_list, label="probability", aspect=40, pad=0.01)
     save_figure(figure, path)
 
@@ -104,10 +130,8 @@ def predict_files(network, about_dict: dict, options) -> None:
     path_list = collect_pictures(options)
     name_list = output_names(path_list)
     refuse_to_overwrite(folder, path_list, options)
-    class_list = about_dict["category_list"][1:]
-    label_list = names_to_draw(about_dict["category_list"])[1:]
-    style_dict = {name: {"label": label, "colour": colour_of(class_id)}
-                  for class_id, (name, label) in enumerate(zip(class_list, label_list), start=1)}
+    category_list = about_dict["category_list"]
+    drawn_name_list = names_to_draw(category_list)
     entry_list = []
     start_time = time.perf_counter()
     for number, (path, name) in enumerate(zip(path_list, name_list), start=1):
@@ -119,17 +143,15 @@ def predict_files(network, about_dict: dict, options) -> None:
         keypoint_list = model.find_keypoints(network, about_dict, image_3d_array,
                                              options.threshold)
         entry_list.append({"image": str(path), "keypoints": keypoint_list})
-        styled_list = [{**keypoint, **style_dict[keypoint["class"]]} for keypoint in keypoint_list]
-        drawn = draw_keypoints(Image.fromarray(image_3d_array), styled_list)
+        drawn = draw_keypoints(Image.fromarray(image_3d_array), keypoint_list, category_list,
+                               drawn_name_list)
         with replacing(folder / f"{name}.png") as temporary:
             drawn.save(temporary, format="PNG", compress_level=PNG_LEVEL)
-        best_dict = {}
-        if options.map or not keypoint_list:
-            map_3d_array = class_maps(network, image_3d_array)  # [2, 60, 10]
-            best_dict = dict(zip(class_list, map_3d_array.max(axis=(1, 2))))
+        map_3d_array = class_maps(network, image_3d_array)  # [2, 60, 10]
+        best_dict = dict(zip(category_list[1:], map_3d_array.max(axis=(1, 2))))
         if options.map:
             draw_map(folder / f"{name}_map.png", drawn, image_3d_array, map_3d_array,
-                     label_list)
+                     drawn_name_list)
         if options.xml:
             write_label(folder / "labelimg", name, path, image_3d_array, keypoint_list)
         height, width = image_3d_array.shape[:2]
@@ -198,26 +220,20 @@ def write_label(folder: Path, name: str, path: Path, image_3d_array: np.ndarray,
 def report(entry_list: list[dict], picture_count: int, seconds: float, folder: Path,
            options) -> None:
     """Say what was done and what comes next. Raises UserError if a picture was bad."""
-    good_count = len(entry_list)
     keypoint_count = sum(len(entry["keypoints"]) for entry in entry_list)
-    print(f"{keypoint_count} keypoints in {good_count} of {picture_count} pictures, "
+    print(f"{keypoint_count} keypoints in {len(entry_list)} of {picture_count} pictures, "
           f"{seconds:.1f} s; look at {folder}")
+    step = command("06_model_analysis.py", options.data)
     if options.xml:
         labels = folder / "labelimg"
-        prepare = command("01_prepare_data.py", Path("NEW"), "--source", labels)
-        print(f"next: correct {labels} in LabelImg, then {prepare}")
-    else:
-        print(f"next: {command('06_model_analysis.py', options.data)}")
-    if good_count < picture_count:
-        raise UserError(f"{picture_count - good_count} of {picture_count} pictures are bad: see "
-                        "the lines above")
+        step = (f"correct {labels} in LabelImg, then "
+                + command("01_prepare_data.py", Path("NEW"), "--source", labels))
+    print(f"next: {step}")
+    if bad_count := picture_count - len(entry_list):
+        raise UserError(f"{bad_count} of {picture_count} pictures are bad: see the lines above")
 
 
 # ---------------------------------------------------------------- the service
-
-class Refusal(Exception):
-    """What is wrong with a request: Refusal(HTTP status, one sentence that says what to do)."""
-
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """One request of one client. http.server reads its head and calls do_GET or do_POST."""
@@ -235,38 +251,37 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         try:
-            self.answer(200, {"image": "upload", "keypoints": self.find_in_upload()})
-        except Refusal as refusal:
-            status, sentence = refusal.args
-            self.answer(status, {"error": sentence})
+            status, content = self.predict()
         except OSError:  # the client went away, or is too slow
             raise
         except Exception:
             self.answer(500, {"error": "a mistake of the service; its terminal says which"})
             raise  # http.server prints it there; the other clients notice nothing
+        self.answer(status, {"error": content} if status > 200 else content)
 
-    def find_in_upload(self) -> list[dict]:
-        """The keypoints of the picture in POST /predict?threshold=0.3. Raises Refusal."""
+    def predict(self) -> tuple[int, object]:
+        """POST /predict?threshold=0.3 with a picture: HTTP status, and answer or what is wrong."""
         path, _, query = self.path.partition("?")
         if path != "/predict":
-            raise Refusal(404, "a picture goes to POST /predict")
+            return 404, "a picture goes to POST /predict"
         asked_list = urllib.parse.parse_qs(query).get("threshold", [self.server.threshold])
         try:
-            threshold, length = float(asked_list[0]), int(self.headers.get("Content-Length", ""))
-        except ValueError:
+            threshold, length = float(asked_list[0]), int(self.headers["Content-Length"])
+        except (ValueError, TypeError):  # TypeError: there is no Content-Length
             threshold = length = -1
         if not (0 <= threshold <= 1 and length > 0):
-            raise Refusal(400, "threshold must be 0 to 1, and Content-Length the picture's bytes")
+            return 400, "threshold must be 0 to 1, and Content-Length the picture's bytes"
         if length > MAX_BODY:
-            raise Refusal(413, f"{length:,} bytes are more than {MAX_BODY:,}; shrink the picture")
+            return 413, f"{length:,} bytes are more than {MAX_BODY:,}; shrink the picture"
         body = self.rfile.read(length)
         with self.server.at_work:  # waits while MOST_AT_WORK others are at it
             try:
                 image_3d_array = read_image(io.BytesIO(body), MAX_SERVED_PIXELS)
             except UserError as error:
-                raise Refusal(415, f"{error}; send its bytes: curl --data-binary @a.jpg") from None
-            return model.find_keypoints(self.server.network, self.server.about_dict,
-                                        image_3d_array, threshold)
+                return 415, f"{error}; send its bytes: curl --data-binary @a.jpg"
+            keypoint_list = model.find_keypoints(self.server.network, self.server.about_dict,
+                                                 image_3d_array, threshold)
+        return 200, {"image": "upload", "keypoints": keypoint_list}
 
     def answer(self, status: int, content, content_type: str = "application/json") -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -288,6 +303,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def make_server(address: tuple, network, about_dict: dict, threshold: float, sample_folder: Path):
     """A server with a thread for each client; what they share hangs on it."""
     server = http.server.ThreadingHTTPServer(address, Handler)
+    server.daemon_threads = False  # so that server_close waits for them
     server.network, server.about_dict, server.threshold = network, about_dict, threshold
     server.at_work = threading.BoundedSemaphore(MOST_AT_WORK)
     sample_list = [path.read_bytes() for path in files_in(sample_folder)]
@@ -313,10 +329,7 @@ def serve(network, about_dict: dict, options) -> None:
     print(f"serving on http://{host}:{port} without a password; Ctrl-C ends it", flush=True)
     with contextlib.suppress(KeyboardInterrupt, SystemExit):  # SystemExit: run_main's for SIGTERM
         server.serve_forever()
-    server.server_close()
-    deadline = time.monotonic() + PATIENCE
-    for thread in set(threading.enumerate()) - {threading.main_thread()}:
-        thread.join(max(0, deadline - time.monotonic()))
+    server.server_close()  # waits for those who are being served
     print("stopped", flush=True)
 
 

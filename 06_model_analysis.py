@@ -3,8 +3,8 @@
     python 06_model_analysis.py              # memory for a batch of 8 whole pictures
     python 06_model_analysis.py --batch 2    # for a batch of 2
 
-Reads   data/weights.pt, else data/pretrained.pt; where they do not fit, an untrained network will
-        do. A picture of data/sample; with --data my_data one of yours, and so its size.
+Reads   data/weights.pt, else data/pretrained.pt; else an untrained network will do. A picture of
+        data/sample; with --data my_data one of yours, and so its size.
 Writes  data/results/layers.png and data/results/receptive_field.png.
 Time    half a minute on two CPU cores.
 See     nine chapters: what a formula says beside what PyTorch says. Where they differ, the script
@@ -17,7 +17,6 @@ import importlib
 import inspect
 import io
 import math
-import queue
 import threading
 import time
 from pathlib import Path
@@ -30,7 +29,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import (CELL, UserError, command, is_default, make_parser, pad_image, pick_device,
+from common import (CELL, UserError, command, make_parser, pad_image, pick_device, print_table,
                     read_image, round_up_to_cell, run_main, save_figure, time_calls)
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
@@ -39,8 +38,6 @@ model = importlib.import_module("02_model")
 MB, GB = 2 ** 20, 2 ** 30  # bytes
 CARD = 4 * GB - GB // 2  # bytes of a small card, less the half GB that CUDA itself takes
 RUNS = 15  # calls, of which the fastest is quoted
-FEED_STEPS, QUEUE_SIZE = 20, 4  # steps of a row of chapter 9, batches that may wait there
-KIND_DICT = {nn.Conv2d: "conv", nn.BatchNorm2d: "BN", nn.ReLU: "ReLU"}
 
 
 # ---------------------------------------------------------------- compute, check, show
@@ -56,28 +53,29 @@ def describe(layer_list, channels: int, height: int, width: int) -> list[dict]:
     """
     row_list, geometry_list = [], []
     for layer in layer_list:
-        kind = KIND_DICT.get(type(layer))
-        if kind is None:
-            raise UserError(f"02_model.py has a {type(layer).__name__}, which describe() in "
-                            "06_model_analysis.py does not know; add it there")
-        row = {"layer": layer, "kind": kind, "in_shape": (channels, height, width),
-               "parameters": 0, "multiply_adds": 0, "formula": ""}
-        if kind == "conv":
+        row = {"layer": layer, "in_shape": (channels, height, width), "parameters": 0,
+               "multiply_adds": 0, "formula": ""}
+        if isinstance(layer, nn.Conv2d):
             kernel, stride, padding = layer.kernel_size[0], layer.stride[0], layer.padding[0]
             height = (height + 2 * padding - kernel) // stride + 1
             width = (width + 2 * padding - kernel) // stride + 1
             geometry_list.append((kernel, stride, padding))
-            row.update(kernel=kernel, stride=stride, padding=padding)
             row["size"], row["jump"], row["centre"] = model.receptive_field(geometry_list)
             channels_in, channels = channels // layer.groups, layer.out_channels
             weights = kernel * kernel * channels_in * channels
             biases = channels if layer.bias is not None else 0
-            row["formula"] = f"{kernel}x{kernel}x{channels_in}x{channels}"
-            row["formula"] += f" + {biases}" if biases else ""
-            row.update(parameters=weights + biases, multiply_adds=weights * height * width)
-        if kind == "BN":
-            row.update(parameters=2 * channels, formula=f"2x{channels}")
-        row.update(name=f"{kind} {len(geometry_list)}", out_shape=(channels, height, width))
+            formula = f"{kernel}x{kernel}x{channels_in}x{channels}"
+            row.update(kind="conv", geometry=(kernel, stride, padding),
+                       formula=f"{formula} + {biases}" if biases else formula,
+                       parameters=weights + biases, multiply_adds=weights * height * width)
+        elif isinstance(layer, nn.BatchNorm2d):
+            row.update(kind="BN", parameters=2 * channels, formula=f"2x{channels}")
+        elif isinstance(layer, nn.ReLU):
+            row["kind"] = "ReLU"
+        else:
+            raise UserError(f"02_model.py has a {type(layer).__name__}, which describe() in "
+                            "06_model_analysis.py does not know; add it there")
+        row.update(name=f"{row['kind']} {len(geometry_list)}", out_shape=(channels, height, width))
         row_list.append(row)
     return row_list
 
@@ -87,23 +85,6 @@ def check(what: str, by_formula, by_pytorch, tolerance: float = 0.0) -> None:
     if not np.allclose(by_formula, by_pytorch, rtol=tolerance, atol=0):
         raise UserError(f"{what}: the formula says {by_formula}, PyTorch {by_pytorch}; mend the "
                         "formula in 06_model_analysis.py, or what was changed in 02_model.py")
-
-
-def print_table(header, row_list) -> None:
-    """Columns as wide as their widest cell, the first to the left, the others to the right.
-
-    >>> print_table(("layer", "numbers", "MB"), [("conv 1", 1228800, 4.6875), ("all", "", 4.6875)])
-       layer     numbers    MB
-       conv 1  1,228,800  4.69
-       all                4.69
-    """
-    format_dict = {int: "{:,}", float: "{:,.2f}", str: "{}"}
-    text_list = [[format_dict[type(cell)].format(cell) for cell in row]
-                 for row in (header, *row_list)]
-    first_width, *width_list = [max(map(len, column)) for column in zip(*text_list)]
-    for first, *rest in text_list:
-        line = "".join(f"  {cell:>{width}}" for cell, width in zip(rest, width_list))
-        print(f"   {first:{first_width}}{line}".rstrip())
 
 
 def best_ms(function) -> float:
@@ -126,11 +107,11 @@ def print_shapes(row_list, image_4d) -> None:
         feature_4d = row["layer"](feature_4d)
         check(f"shape after {row['name']}", row["out_shape"], feature_4d.shape[1:])
         if row["kind"] == "conv":
-            how = f"+ 2x{row['padding']} - {row['kernel']})/{row['stride']} + 1"
-            height, width = (f"({length} {how}" for length in row["in_shape"][1:])
+            kernel, stride, padding = row["geometry"]
+            how = f"({row['in_shape'][1]} + 2x{padding} - {kernel})/{stride} + 1"
             shape = " x ".join(map(str, row["out_shape"]))
-            table_list.append((row["name"], height, width, shape, feature_4d.nbytes / MB))
-    print_table(("layer", "height", "width", "comes out", "MB"), table_list)
+            table_list.append((row["name"], how, shape, feature_4d.nbytes / MB))
+    print_table(("layer", "height", "comes out", "MB"), table_list)
 
 
 def print_parameters(row_list, network) -> None:
@@ -175,39 +156,31 @@ def print_work(row_list, network, image_4d) -> None:
           f"into the convolutions {best_ms(lambda: folded(image_4d)):.1f} ms.")
 
 
-def cut_crops(image_3d_array: np.ndarray, side: int) -> torch.Tensor:
-    """24 squares from top to bottom of the picture; if it is too small, its edge is repeated."""
-    height, width = (max(side, length) for length in image_3d_array.shape[:2])
-    image_3d_array, left = pad_image(image_3d_array, height, width), (width - side) // 2
-    crop_list = [image_3d_array[top:top + side, left:left + side]
-                 for top in np.linspace(0, height - side, 24, dtype=int)]
-    return torch.from_numpy(np.stack(crop_list)).permute(0, 3, 1, 2)  # [24, 3, 224, 224]
-
-
-def gradient_map(layer_list, crops_4d, jump: int) -> tuple[np.ndarray, float]:
+def gradient_map(layer_list, images_4d, jump: int) -> tuple[np.ndarray, float]:
     """Mean |gradient| of the middle cell's values at each pixel; and the cell's prior, px."""
-    crops_4d = crops_4d.float().requires_grad_()
-    feature_4d = nn.Sequential(*layer_list)(crops_4d)  # [24, 5, 7, 7]
+    images_4d = images_4d.float().requires_grad_()
+    feature_4d = nn.Sequential(*layer_list)(images_4d)  # [24, 5, 7, 7]
     cell = feature_4d.shape[-1] // 2
     feature_4d[:, :, cell, cell].sum().backward()
-    map_2d = crops_4d.grad.abs().mean(dim=(0, 1))  # [224, 224]
+    map_2d = images_4d.grad.abs().mean(dim=(0, 1))  # [224, 224]
     # Back to numpy: cpu() fetches the numbers from where the network lives, since numpy sees no
     # card's memory. An output of the network would need detach() first, to let go of its graph.
     return map_2d.cpu().numpy(), (cell + 0.5) * jump
 
 
-def print_receptive_field(row_list, image_3d_array, ground: str) -> np.ndarray:
+def print_receptive_field(row_list) -> np.ndarray:
     """4. RECEPTIVE FIELD: a layer adds (kernel - 1) x jump to what a cell sees, moves its centre by
     ((kernel - 1)/2 - padding) x jump, and multiplies the jump to the next cell by its stride. The
-    first cell's prior is at jump/2.
+    first cell's prior is at jump/2. Measured by the gradient on random pictures.
     """
     cells = row_list[-1]["size"] // row_list[-1]["jump"] // 2 * 2 + 3  # odd: one is in the middle
-    crops_4d = cut_crops(image_3d_array, cells * row_list[-1]["jump"]).to(pick_device())
+    side = cells * row_list[-1]["jump"]
+    images_4d = random_pictures(24, side, side).to(pick_device())  # [24, 3, 224, 224]
     table_list = []
     for index, row in enumerate(row_list):
         if row["kind"] == "conv":
             layer_list = [row["layer"] for row in row_list[:index + 1]]
-            map_2d_array, prior = gradient_map(layer_list, crops_4d, row["jump"])
+            map_2d_array, prior = gradient_map(layer_list, images_4d, row["jump"])
             column_1d_array = np.flatnonzero(map_2d_array.any(axis=0))  # those with any gradient
             seen, off = len(column_1d_array), float(column_1d_array.mean()) + 0.5 - prior
             check(f"what {row['name']} sees", (row["size"], row["centre"] - row["jump"] / 2),
@@ -216,7 +189,6 @@ def print_receptive_field(row_list, image_3d_array, ground: str) -> np.ndarray:
                                row["size"], seen))
     print_table(("layer", "jump", "centre", "prior", "off by gradient", "sees, px", "by gradient"),
                 table_list)
-    print(f"   The gradient is that on {ground}.")
     return map_2d_array
 
 
@@ -370,66 +342,41 @@ def print_readers(image_3d_array) -> None:
     """8. PIL AGAINST CV2: both read the same JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(image_3d_array).save(buffer, "JPEG", quality=90)
-    jpeg_1d_array = np.frombuffer(buffer.getvalue(), np.uint8)
     print(f"   Pillow gives RGB, in {best_ms(lambda: read_image(buffer)):.1f} ms.")
     try:
         import cv2
     except ImportError:
         print("   cv2 is not installed; pip install opencv-python-headless, and run this again.")
         return
-    bgr_3d_array = cv2.imdecode(jpeg_1d_array, cv2.IMREAD_COLOR)
+    jpeg_1d_array = np.frombuffer(buffer.getvalue(), np.uint8)
     ms = best_ms(lambda: cv2.imdecode(jpeg_1d_array, cv2.IMREAD_COLOR))
-    same = (read_image(buffer) == bgr_3d_array[..., ::-1]).all(axis=2).mean()
+    rgb_3d_array = cv2.imdecode(jpeg_1d_array, cv2.IMREAD_COLOR)[..., ::-1]
+    same = (read_image(buffer) == rgb_3d_array).all(axis=2).mean()
     print(f"   cv2 gives BGR, in {ms:.1f} ms; turned round by array[..., ::-1], {same:.1%} of the "
           "pixels are Pillow's.")
 
 
-def feed(make_batch, step, threaded: bool) -> float:
-    """Mean ms of a turn, batch and step. Batches are made in the loop, or by a thread.
-
-    The thread is the least that works; the one of 03_train.py can be stopped and hands errors on.
+def print_threads() -> None:
+    """9. THREADS: two jobs, first in turn, then in two threads. Sleep, numpy and PyTorch let go of
+    Python's lock while they work; plain Python holds it, so two pieces of it take turns.
     """
-    batch_queue = queue.Queue(maxsize=QUEUE_SIZE)  # bounded: `put` sleeps while it is full
+    torch.set_num_threads(1)  # leaves a core to the other job
+    values_1d_array, matrix_2d = np.random.default_rng(0).random(500_000), torch.rand(500, 500)
+    job_dict = {"sleep": lambda: time.sleep(0.02),
+                "numpy": lambda: np.sort(values_1d_array),
+                "PyTorch": lambda: matrix_2d @ matrix_2d @ matrix_2d @ matrix_2d,
+                "plain Python": lambda: sum(number * number for number in range(300_000))}
 
-    def run():
-        for _ in range(FEED_STEPS):
-            batch_queue.put(make_batch())
+    def in_two_threads(job):
+        thread_list = [threading.Thread(target=job) for _ in range(2)]
+        for thread in thread_list:
+            thread.start()
+        for thread in thread_list:
+            thread.join()
 
-    start_time = time.perf_counter()
-    if threaded:
-        threading.Thread(target=run, daemon=True).start()
-    for _ in range(FEED_STEPS):
-        step(batch_queue.get() if threaded else make_batch())
-    return (time.perf_counter() - start_time) * 1e3 / FEED_STEPS
-
-
-def print_threads(network) -> None:
-    """9. THREAD AND QUEUE: making a batch takes three quarters of a step. Sleep, Pillow and PyTorch
-    let go of Python's lock while they work. Plain Python holds it: two pieces of it take turns, and
-    PyTorch may have to wait for it before each of its calls.
-    """
-    torch.set_num_threads(1)  # leaves a core to the thread
-    network = copy.deepcopy(network).cpu().train()  # Python's lock is the matter, not the card
-    crops_4d = random_pictures(16, 128, 128)  # [16, 3, 128, 128]
-    image = Image.fromarray(crops_4d[0].permute(1, 2, 0).numpy())
-    work_dict = {"sleep": lambda: time.sleep(1e-3),
-                 "Pillow": lambda: image.rotate(10, Image.Resampling.BICUBIC),
-                 "plain Python": lambda: sum(range(10000)),
-                 "PyTorch": lambda: network(crops_4d).square().mean().backward()}
-    step_ms = best_ms(work_dict["PyTorch"])
-
-    def work_for(name, milliseconds):
-        times = max(1, round(milliseconds / best_ms(work_dict[name])))
-        return lambda *_: [work_dict[name]() for _ in range(times)]
-
-    table_list = []
-    for maker, step_name in (("sleep", "PyTorch"), ("Pillow", "PyTorch"),
-                             ("plain Python", "PyTorch"), ("plain Python", "plain Python")):
-        make_batch, step = work_for(maker, 0.75 * step_ms), work_for(step_name, step_ms)
-        table_list.append((maker, step_name, feed(make_batch, step, threaded=False),
-                           feed(make_batch, step, threaded=True)))
-    print_table(("batch made by", f"step of {step_ms:.1f} ms", "ms a turn, batch made in the loop",
-                 "in a thread"), table_list)
+    print_table(("two jobs of", "ms in turn", "ms in two threads"), [
+        (name, best_ms(lambda: (job(), job())), best_ms(lambda: in_two_threads(job)))
+        for name, job in job_dict.items()])
 
 
 # ---------------------------------------------------------------- pictures
@@ -453,7 +400,7 @@ def draw_layers(path: Path, row_list) -> None:
     save_figure(figure, path)
 
 
-def draw_receptive_field(path: Path, map_2d_array, size: int, ground: str) -> None:
+def draw_receptive_field(path: Path, map_2d_array, size: int) -> None:
     """What the middle cell looks at; size: px that it can see."""
     half = len(map_2d_array) / 2
     figure = Figure(figsize=(6.5, 5.5), layout="constrained")
@@ -465,7 +412,7 @@ def draw_receptive_field(path: Path, map_2d_array, size: int, ground: str) -> No
         axes.add_patch(Rectangle((-side / 2, -side / 2), side, side, fill=False, edgecolor=colour,
                                  linewidth=2, label=f"{name}: {side} px"))
     axes.set(xlabel="px from the prior", ylabel="px from the prior",
-             title=f"what one cell looks at, on {ground}")
+             title="what one cell looks at, on random pictures")
     axes.legend(loc="upper left")
     save_figure(figure, path)
 
@@ -493,12 +440,11 @@ def main() -> None:
         print(f"{error}\nso this is an untrained network: shapes, counts and bytes are the same")
         network = model.KeypointNet(class_count=3).to(device).eval()
     image_3d_array, _ = model.example(options.data)  # the picture that 02_model.py shows
-    ground = f"a picture of {'data/sample' if is_default(options.data) else 'the data set'}"
     # At least two cells a side: in training, BN needs more than one number a channel.
     height, width = (max(2 * CELL, round_up_to_cell(side)) for side in image_3d_array.shape[:2])
     image_3d = torch.from_numpy(pad_image(image_3d_array, height, width))  # [1920, 320, 3]
     image_4d = image_3d.to(device).permute(2, 0, 1)[None]  # [1, 3, 1920, 320]
-    print(f"{ground}: {image_4d.dtype} {list(image_4d.shape)} on {image_4d.device}, "
+    print(f"a picture: {image_4d.dtype} {list(image_4d.shape)} on {image_4d.device}, "
           f"{torch.get_num_threads()} threads")
 
     row_list = describe([*network.body, network.head], *image_4d.shape[1:])
@@ -507,15 +453,15 @@ def main() -> None:
         run_chapter(print_shapes, row_list, image_4d)
         run_chapter(print_parameters, row_list, network)
         run_chapter(print_work, row_list, network, image_4d)
-    map_2d_array = run_chapter(print_receptive_field, row_list, image_3d_array, ground)
+    map_2d_array = run_chapter(print_receptive_field, row_list)
     run_chapter(print_batch_norm, row_list, image_4d)
     run_chapter(print_memory, row_list, network, options.batch)
     run_chapter(print_bytes, options.batch, height, width)
     run_chapter(print_readers, image_3d_array)
-    run_chapter(print_threads, network)
+    run_chapter(print_threads)
     folder, size = options.data / "results", row_list[-1]["size"]
     draw_layers(folder / "layers.png", row_list)
-    draw_receptive_field(folder / "receptive_field.png", map_2d_array, size, ground)
+    draw_receptive_field(folder / "receptive_field.png", map_2d_array, size)
     print(f"\nwrote layers.png and receptive_field.png to {folder}")
     again = command("06_model_analysis.py", options.data)
     print(f"next: change a line of LAYER_LIST in 02_model.py, and see the price with {again}")

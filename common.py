@@ -1,8 +1,4 @@
-"""What at least two of the six scripts need, and nothing else.
-
-It imports none of the scripts, so it can be read first or last. In this order: talking with the
-user, the data set, device and time, pictures, LabelImg's XML, a progress bar.
-"""
+"""What at least two of the six scripts need, and nothing else: to be read first or last."""
 
 import argparse
 import contextlib
@@ -21,7 +17,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 CELL = 32  # px; the network's stride: one cell of its grid looks after 32x32 px of the picture
 REACH = CELL / 4  # px; a cell learns keypoints as far beyond its border, see match in 02_model.py
@@ -79,7 +75,7 @@ def keep_freed_memory() -> None:
 
 
 def make_parser(description: str, data_help: str) -> argparse.ArgumentParser:
-    """A parser with --data, which all scripts have. Its help shows each option's default."""
+    """A parser with --data; its help shows each option's default."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA_FOLDER, help=data_help)
@@ -103,6 +99,26 @@ def command(script: str, data_folder: Path, *argument_list) -> str:
     """
     data_list = [] if is_default(data_folder) else ["--data", data_folder]
     return shlex.join(["python", script, *map(str, data_list), *map(str, argument_list)])
+
+
+def print_table(header, row_list, digits: int = 2) -> None:
+    """Columns as wide as their widest cell, the first to the left, the others to the right.
+
+    >>> print_table(("layer", "numbers", "MB"), [("conv 1", 1228800, 4.6875), ("all", None, 4.6875)])
+       layer     numbers    MB
+       conv 1  1,228,800  4.69
+       all             -  4.69
+    """
+    def text_of(cell) -> str:
+        if isinstance(cell, (float, np.floating)):
+            return f"{cell:,.{digits}f}"
+        return "-" if cell is None else cell if isinstance(cell, str) else f"{cell:,}"
+
+    text_list = [list(map(text_of, row)) for row in (header, *row_list)]
+    first_width, *width_list = [max(map(len, column)) for column in zip(*text_list)]
+    for first, *rest in text_list:
+        line = "".join(f"  {cell:>{width}}" for cell, width in zip(rest, width_list))
+        print(f"   {first:{first_width}}{line}".rstrip())
 
 
 @contextlib.contextmanager
@@ -159,8 +175,7 @@ def read_data_set(folder: Path) -> tuple[dict, dict]:
 def pick_device() -> torch.device:
     """The GPU where PyTorch can use one, else the processor.
 
-    To stay on the processor of a computer with a card, put CUDA_VISIBLE_DEVICES= before the
-    command; CUDA_VISIBLE_DEVICES=1 takes the second card.
+    CUDA_VISIBLE_DEVICES= before a command hides all cards; CUDA_VISIBLE_DEVICES=1 shows the second.
     """
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -243,48 +258,6 @@ def names_to_draw(category_list: list[str]) -> list[str]:
     return list(map(str, range(len(category_list))))
 
 
-def draw_keypoints(image: Image.Image, keypoint_list: list[dict]) -> Image.Image:
-    """A copy of the picture with box, cross and text of each keypoint (dicts as in 05's JSON).
-
-    "colour" and "label" (the text) may be given besides. Each line is drawn twice, dark and wide
-    below bright and thin, so that it shows on any ground.
-    """
-    image = image.convert("RGB")
-    canvas = ImageDraw.Draw(image)
-    font = ImageFont.load_default(14)
-    for keypoint in keypoint_list:
-        x, y = keypoint["x"] - 0.5, keypoint["y"] - 0.5  # pixel c covers [c, c + 1)
-        for width, ink in ((4, "black"), (2, keypoint.get("colour", COLOUR_LIST[0]))):
-            canvas.rectangle([v - 0.5 for v in keypoint["box"]], outline=ink, width=width)
-            canvas.line([x - 5, y, x + 5, y], fill=ink, width=width - 1)
-            canvas.line([x, y - 5, x, y + 5], fill=ink, width=width - 1)
-    taken_list = [keypoint["box"] for keypoint in keypoint_list]
-    for keypoint in keypoint_list:
-        text = keypoint.get("label", keypoint["class"])
-        text += f" {keypoint['score']:.2f}" if "score" in keypoint else ""
-        _, _, *size = canvas.textbbox((0, 0), text, font=font, stroke_width=2)
-        left, top, right, bottom = place_text(keypoint["box"], size, image.size, taken_list)
-        taken_list.append((left, top, right, bottom))
-        canvas.text((left, top), text, keypoint.get("colour", COLOUR_LIST[0]), font,
-                    stroke_width=2, stroke_fill="black")
-    return image
-
-
-def place_text(box, size, image_size, taken_list) -> tuple:
-    """Above, below, right or left of the box, in the picture: where it covers least of the taken
-    boxes. Returns left, top, right, bottom."""
-    (xmin, ymin, xmax, ymax), (width, height) = box, size
-    place_list = []
-    for x, y in ((xmin, ymin - height - 2), (xmin, ymax + 2), (xmax + 4, ymin),
-                 (xmin - width - 4, ymin)):
-        x = min(max(0, x), image_size[0] - width)
-        y = min(max(0, y), image_size[1] - height)
-        place_list.append((x, y, x + width, y + height))
-    return min(place_list, key=lambda place: sum(
-        place[0] < right and left < place[2] and place[1] < bottom and top < place[3]
-        for left, top, right, bottom in taken_list))
-
-
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a matplotlib Figure as PNG."""
     with replacing(path) as temporary:
@@ -347,11 +320,19 @@ def write_labelimg_xml(path: Path, image_name: str, width: int, height: int,
 
 # ---------------------------------------------------------------- the progress bar
 
+def track(item_list, what: str):
+    """Yield the items, while a progress line counts what is done."""
+    progress = Progress(len(item_list), what)
+    for done, item in enumerate(item_list, start=1):
+        yield item
+        progress.show(done)
+
+
 class Progress:
     """A progress line that refreshes in place: `\\r` goes back to the line's start.
 
-    Into a file or a pipe, where nothing can be overwritten, it prints a plain line at each tenth
-    of the way; of what is done within three seconds only the last.
+    Into a file or a pipe, where nothing can be overwritten, a plain line at each tenth of the way;
+    of what takes less than three seconds only the last.
     """
 
     def __init__(self, total: int, what: str, first: int = 0):

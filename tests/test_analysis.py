@@ -1,6 +1,7 @@
 """06_model_analysis.py: formulas against answers worked by hand, and against what PyTorch does."""
 
 import json
+import re
 import sys
 import types
 
@@ -53,7 +54,6 @@ def write_data_set(folder, height, width):
 def fast(monkeypatch):
     """Times are measured once: they mean nothing, but all chapters run."""
     monkeypatch.setattr(analysis, "RUNS", 1)
-    monkeypatch.setattr(analysis, "FEED_STEPS", 2)
 
 
 # ---------------------------------------------------------------- formulas
@@ -91,7 +91,7 @@ def test_receptive_field_by_hand():
     row_list = analysis.describe(small_layer_list(), 3, 64, 32)
     # conv 1: 6 px, next cell 4 px on, its pixels -1 to 4: centre 2. conv 2: 4 px more, centre
     # between two cells, 2 px on. conv 3: two cells of 8 px more, the centre stays.
-    seen_list = [(row["size"], row["jump"], row["centre"]) for row in row_list if "kernel" in row]
+    seen_list = [(row["size"], row["jump"], row["centre"]) for row in row_list if "size" in row]
     assert seen_list == [(6, 4, 2.0), (10, 8, 4.0), (26, 8, 4.0)]
 
 
@@ -100,12 +100,11 @@ def test_the_real_gradient_reaches_as_far_as_the_formula_says(build):
     layer_list = build()
     row_list = analysis.describe(layer_list, 3, 320, 320)
     nn.Sequential(*layer_list).eval()
-    image_3d_array = np.asarray(noise_image(0, 320, 320))
-    map_2d_array = analysis.print_receptive_field(row_list, image_3d_array, "noise")
+    map_2d_array = analysis.print_receptive_field(row_list)
     assert len(map_2d_array) > row_list[-1]["size"] == np.count_nonzero(map_2d_array.any(axis=0))
     row_list[-1]["size"] += 1
     with pytest.raises(UserError, match="the formula says"):
-        analysis.print_receptive_field(row_list, image_3d_array, "noise")
+        analysis.print_receptive_field(row_list)
 
 
 @pytest.mark.parametrize("kernel, padding, off", [(3, 1, -15.5), (4, 1, 0.0), (4, 0, 31.0)])
@@ -113,7 +112,7 @@ def test_the_real_gradient_lies_where_the_formula_says(kernel, padding, off):
     layer_list = [nn.Conv2d(3 if i == 0 else 2, 2, kernel, 2, padding) for i in range(5)]
     row_list = analysis.describe(layer_list, 3, 320, 320)
     assert row_list[-1]["centre"] - row_list[-1]["jump"] / 2 == off
-    analysis.print_receptive_field(row_list, np.asarray(noise_image(0, 320, 320)), "noise")
+    analysis.print_receptive_field(row_list)
 
 
 def test_formulas_of_02_and_06_are_one():
@@ -195,8 +194,7 @@ def test_small_and_narrow_pictures_are_enough(fast, tmp_path, monkeypatch, capsy
     """
     seen = {}
     monkeypatch.setattr(analysis, "draw_receptive_field",
-                        lambda path, map_2d_array, size, ground: seen.update(
-                            map=map_2d_array, size=size, ground=ground))
+                        lambda path, map_2d_array, size: seen.update(map=map_2d_array, size=size))
     data = write_data_set(tmp_path / "data", height, width)
     assert call_main(analysis, monkeypatch, "--data", data, "--batch", 1) == (0, "")
     output = capsys.readouterr().out
@@ -206,11 +204,10 @@ def test_small_and_narrow_pictures_are_enough(fast, tmp_path, monkeypatch, capsy
     column_1d_array = np.flatnonzero(seen["map"].any(axis=0))
     assert column_1d_array[0] + column_1d_array[-1] + 1 == len(seen["map"])
     assert len(column_1d_array) == seen["size"] > 64  # px: not cut by the picture's width
-    # The picture says what is printed, and on which ground.
+    # The picture says what is printed.
     chapter = output[output.index("\n4. "):output.index("\n5. ")]
     head_line, = (line for line in chapter.splitlines() if "head" in line)
     assert head_line.split()[-2:] == [str(seen["size"])] * 2  # by formula, by gradient
-    assert f"on {seen['ground']}." in chapter and "the data set" in seen["ground"]
 
 
 @pytest.mark.filterwarnings("error")
@@ -229,7 +226,7 @@ def test_the_default_folder_shows_the_sample_picture(fast, tmp_path, monkeypatch
     monkeypatch.setattr(common, "DATA_FOLDER", tmp_path)
     monkeypatch.setattr(analysis, "draw_receptive_field", lambda *arguments: None)
     assert call_main(analysis, monkeypatch, "--batch", 1) == (0, "")
-    assert "a picture of data/sample: torch.uint8 [1, 3, 1920, 320]" in capsys.readouterr().out
+    assert "a picture: torch.uint8 [1, 3, 1920, 320]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("is_there", [True, False])
@@ -245,11 +242,12 @@ def test_cv2_is_compared_where_there_is_one(fast, monkeypatch, capsys, is_there)
     assert ("pip install opencv-python-headless" in output) != is_there
 
 
-@pytest.mark.parametrize("threaded", [True, False])
-def test_every_batch_is_fed_once_and_in_order(threaded):
-    made, done = iter(range(1000)), []
-    assert analysis.feed(lambda: next(made), done.append, threaded) >= 0
-    assert done == list(range(analysis.FEED_STEPS))
+def test_the_threads_chapter_has_a_row_for_each_kind_of_job(fast, monkeypatch, capsys):
+    monkeypatch.setattr(analysis, "best_ms", lambda function: (function(), 1.0)[1])
+    analysis.print_threads()
+    output = capsys.readouterr().out
+    for name in ("sleep", "numpy", "PyTorch", "plain Python"):
+        assert re.search(rf"^   {name} +1\.00 +1\.00$", output, re.MULTILINE)
 
 
 def test_script_end_to_end(tmp_path):

@@ -177,46 +177,6 @@ def test_a_side_is_rounded_up_to_whole_cells():
 
 # ---------------------------------------------------------------- drawing
 
-def test_a_drawn_cross_has_its_middle_on_the_keypoint():
-    dot = {"class": "", "x": 50.0, "y": 40.0, "box": [35, 25, 65, 55], "colour": "#ffffff"}
-    grey = Image.new("RGB", (100, 100), (90, 90, 90))
-    drawn = np.asarray(common.draw_keypoints(grey, [dot])).astype(int)
-    across_upright, across_level = drawn[44, 40:60], drawn[30:50, 54]  # lines across one arm each
-    for line, first, middle in ((across_upright, 40, 50.0), (across_level, 30, 40.0)):
-        changed = np.flatnonzero((line != 90).any(axis=1))
-        assert abs(first + (changed.min() + changed.max() + 1) / 2 - middle) <= 0.5
-
-
-def test_drawing_leaves_the_given_picture_alone_and_takes_any_place_and_name():
-    image = Image.new("RGB", (64, 48), "gray")
-    before = image.tobytes()
-    for x, name in ((-30.0, "关键点 🎯"), (63.9, "n" * 300), (500.0, "")):
-        keypoint = {"class": name, "x": x, "y": 20.0, "box": [x - 15, 5, x + 15, 35], "score": 0.5}
-        assert common.draw_keypoints(image, [keypoint]).size == (64, 48)
-    assert image.tobytes() == before
-
-
-def test_the_label_is_drawn_in_place_of_the_class():
-    def drawn(**text):
-        keypoint = {"x": 50.0, "y": 50.0, "box": [35, 35, 65, 65], **text}
-        return common.draw_keypoints(Image.new("RGB", (100, 100)), [keypoint]).tobytes()
-    assert drawn(**{"class": "关键点", "label": "1"}) == drawn(**{"class": "1"})
-    assert drawn(**{"class": "1"}) != drawn(**{"class": "2"})
-
-
-def test_texts_of_keypoints_side_by_side_take_places_of_their_own():
-    box_list = [[x, 100, x + 30, 130] for x in (100, 140, 180)]
-    taken_list = list(box_list)
-    for box in box_list:
-        x, y, *_ = place = common.place_text(box, (60, 12), (400, 400), taken_list)
-        taken_list.append(place)
-        assert 0 <= x <= 400 - 60 and 0 <= y <= 400 - 12
-    for i, (left, top, right, bottom) in enumerate(taken_list):
-        for other_left, other_top, other_right, other_bottom in taken_list[:i]:
-            assert (right <= other_left or other_right <= left
-                    or bottom <= other_top or other_bottom <= top)
-
-
 def drawn_close_ups(monkeypatch, tile_list, columns=5):
     """Draw close-ups: the figure's axes, and of each what it shows as float [rows, columns]."""
     figure_list = []

@@ -143,14 +143,55 @@ def test_class_names_are_drawn_as_names_to_draw_says(data, monkeypatch, capsys):
     save_weights(data, ["background", "左眼", "右眼"])
     seen_list = []
 
-    def draw(image, keypoint_list):
-        seen_list.extend(keypoint_list)
+    def draw(image, keypoint_list, category_list, name_list):
+        seen_list.extend((k["class"], name_list[category_list.index(k["class"])])
+                         for k in keypoint_list)
         return image
     monkeypatch.setattr(predict, "draw_keypoints", draw)
     monkeypatch.setattr(predict, "names_to_draw", lambda name_list: ["0", "1", "2"])
     output = call(monkeypatch, capsys, "--data", data, "--threshold", 0, "--map")
-    assert {(k["class"], k["label"]) for k in seen_list} == {("左眼", "1"), ("右眼", "2")}
-    assert len({k["colour"] for k in seen_list}) == 2 and "左眼" in output
+    assert set(seen_list) == {("左眼", "1"), ("右眼", "2")} and "左眼" in output
+
+
+# ---------------------------------------------------------------- drawing
+
+def drawn(keypoint_list, size=(100, 100), ground=(90, 90, 90), name_list=("", "one", "two")):
+    """What draw_keypoints makes of points (class_id, x, y) with boxes of 30 px, as int."""
+    dict_list = [{"class": f"class {class_id}", "x": x, "y": y, "score": 0.5,
+                  "box": [x - 15, y - 15, x + 15, y + 15]} for class_id, x, y in keypoint_list]
+    image = Image.new("RGB", size, ground)
+    before = image.tobytes()
+    result = predict.draw_keypoints(image, dict_list, ["", "class 1", "class 2"], name_list)
+    assert image.tobytes() == before and result.size == size
+    return np.asarray(result).astype(int)
+
+
+def test_a_drawn_cross_has_its_middle_on_the_keypoint():
+    picture = drawn([(1, 50.0, 40.0)])
+    across_upright, across_level = picture[44, 40:60], picture[30:50, 54]  # across one arm each
+    for line, first, middle in ((across_upright, 40, 50.0), (across_level, 30, 40.0)):
+        changed = np.flatnonzero((line != 90).any(axis=1))
+        assert abs(first + (changed.min() + changed.max() + 1) / 2 - middle) <= 0.5
+
+
+def test_any_place_and_any_length_of_name_can_be_drawn():
+    for x in (-30.0, 63.9, 500.0):
+        for name in ("n" * 300, ""):
+            drawn([(1, x, 20.0)], size=(64, 48), name_list=("", name, ""))
+
+
+def test_the_name_that_is_given_is_drawn_and_each_class_has_its_colour():
+    assert (drawn([(1, 50, 50)]) != drawn([(2, 50, 50)])).any()
+    one, other = (drawn([(1, 50, 50)], name_list=("", name, "")) for name in ("1", "class 1"))
+    assert (one != other).any()
+
+
+def test_texts_above_and_below_keep_neighbours_apart():
+    """Of two keypoints side by side, and at the upper edge, the names can be read."""
+    ink = np.flatnonzero((drawn([(1, 50, 50), (2, 90, 50)], (200, 100)) != 90).any(axis=(1, 2)))
+    assert ink.min() < 34 - 10 and ink.max() > 66 + 10  # above the boxes, and below
+    at_edge = drawn([(1, 50, 12)], (200, 100))
+    assert (at_edge[30:60] != 90).any()  # no room above: below
 
 
 # ---------------------------------------------------------------- the map
@@ -183,7 +224,8 @@ def test_a_drawn_map_shows_the_picture_lit_where_a_class_is_likely(
     map_3d_array = np.zeros((2, -(-height // 32), -(-width // 32)), np.float32)
     map_3d_array[0, 0, 0], map_3d_array[1, -1, -1] = 0.8, 0.02
     drawn = Image.fromarray(np.full((height, width, 3), 7, np.uint8))
-    predict.draw_map(tmp_path / "map.png", drawn, image_3d_array, map_3d_array, ["one", "$\\frac$"])
+    predict.draw_map(tmp_path / "map.png", drawn, image_3d_array, map_3d_array,
+                     ["background", "one", "$\\frac$"])
     with Image.open(tmp_path / "map.png") as image:
         assert min(image.size) > 50
     first, *axes_list, bar = figure_list[0].axes
@@ -205,7 +247,7 @@ def test_a_map_has_a_panel_for_each_class_six_at_most_the_likeliest(figure_list,
     image_3d_array = np.zeros((96, 64, 3), np.uint8)
     map_3d_array = np.zeros((8, 3, 2), np.float32)
     map_3d_array[:, 1, 1] = 0.5, 0.1, 0.6, 0.2, 0.9, 0.7, 0.8, 0.4
-    arguments = Image.fromarray(image_3d_array), image_3d_array, map_3d_array, list("abcdefgh")
+    arguments = Image.fromarray(image_3d_array), image_3d_array, map_3d_array, list("-abcdefgh")
     predict.draw_map(tmp_path / "map.png", *arguments)
     title_list = [axes.get_title().split("\n")[0] for axes in figure_list[0].axes]
     assert title_list == ["", *"acefgh", ""]  # the drawn picture, six classes, the colour bar

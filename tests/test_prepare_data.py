@@ -835,10 +835,9 @@ def test_a_class_that_only_the_test_split_holds_is_told(tmp_path, monkeypatch, c
     write_own_pictures(tmp_path / "source" / "train", 3, ["left eye"])
     write_own_pictures(tmp_path / "source" / "test", 3)
     assert prepare(monkeypatch, tmp_path / "source", tmp_path / "data")[0] == 0
-    (line,) = (
-        line for line in capsys.readouterr().out.splitlines() if line.startswith("right eye")
-    )
-    assert line.split()[2:5] == ["0", "0", "2"] and "none in train" in line
+    output = capsys.readouterr().out
+    (line,) = (line for line in output.splitlines() if line.strip().startswith("right eye"))
+    assert line.split()[2:5] == ["0", "0", "2"] and "none in train: right eye" in output
 
 
 @pytest.mark.filterwarnings("error")

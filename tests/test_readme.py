@@ -282,7 +282,7 @@ def test_the_layer_table_is_that_of_the_network():
         conv, parameters = row_list[first], sum(row["parameters"] for row in row_list[first:end])
         saved = sum(saved_list[first:end])
         expected_list.append([
-            f"{conv['kernel']}, {conv['stride']}, {conv['padding']}",
+            ", ".join(map(str, conv["geometry"])),
             " x ".join(map(str, conv["out_shape"])), f"{conv['size']} px", f"{parameters:,}",
             f"{conv['multiply_adds'] / 1e6:.1f}", f"{saved / analysis.MB:.2f}"])
     *layer_list, total = table(read(ENGLISH_PATH), "layer")

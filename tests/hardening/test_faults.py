@@ -414,7 +414,7 @@ def look(*arguments):
 
 common.Progress.show = look
 print_before = print
-prepare.print = model.print = evaluate.print = look
+common.print = prepare.print = model.print = evaluate.print = look
 
 def measure(script, name, *arguments):
     global peak
