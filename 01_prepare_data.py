@@ -3,12 +3,11 @@
     python 01_prepare_data.py                                    # draws 1,465 pictures first
     python 01_prepare_data.py --source my_folder --data my_data  # reads your own pictures
 
-Reads   pictures and LabelImg's XML files, side by side in the folder of --source. Where it has
-        train/ and test/ (and val/) inside, those are the splits.
+Reads   pictures and LabelImg's XML files, side by side in the folder of --source.
 Writes  data/{train,val,test}_{images,labels}.npy, data/dataset.json, data/results/contact_sheet.png
         and, where it draws, data/images/.
 Time    about a minute on two cores; 2.7 GB of disk.
-See     what each split holds. Look at contact_sheet.png, too: wrong labels show there first.
+See     what each split holds; and contact_sheet.png, where wrong labels show first.
 Next    python 02_model.py shows the network; python 03_train.py trains it.
 
 The drawing stands last. It makes an example whose labels are right, and can be skipped.
@@ -47,47 +46,35 @@ def read_labels(xml_path: Path, width: int, height: int) -> list[dict]:
 
     `width`, `height`: the picture's own size. Raises UserError for what cannot be right.
     """
+    keypoint_list = []
     try:
         root = ElementTree.fromstring(xml_path.read_bytes())
+        if root.tag != "annotation":
+            raise ValueError(f"begins with <{root.tag[:40]}>, so it is no Pascal VOC")
+        size_list = [root.findtext(f"size/{tag}", "").strip()[:20] for tag in ("width", "height")]
+        if size_list not in ([str(width), str(height)], ["", ""]):
+            raise ValueError(f"says {' x '.join(size_list)} px, but the picture has {width} x "
+                             f"{height}: was it scaled after labelling?")
+        for node in root.iter("object"):
+            name = node.findtext("name", "").strip()
+            xmin, ymin, xmax, ymax = box = [float(node.findtext(f"bndbox/{side}", ""))
+                                            for side in ("xmin", "ymin", "xmax", "ymax")]
+            # LabelImg may go a pixel beyond the edge. NaN makes every comparison false.
+            is_inside = -1 <= xmin < xmax <= width + 1 and -1 <= ymin < ymax <= height + 1
+            if name in ("", "background") or not is_inside:
+                raise ValueError(f"{name[:20]!r} at {box} needs a name other than background, and "
+                                 f"a box inside of {width} x {height} px")
+            keypoint_list.append({"class": name, "box": box})
     except (ElementTree.ParseError, LookupError, ValueError) as error:
-        reason = f"{xml_path}: no readable XML ({error}); save it again in LabelImg"
-        raise UserError(reason) from None
-    if root.tag != "annotation":
-        raise UserError(f"{xml_path}: begins with <{root.tag[:40]}>, not with <annotation>; save "
-                        "it as Pascal VOC in LabelImg")
-    size_list = [root.findtext(f"size/{tag}", "").strip() for tag in ("width", "height")]
-    if size_list not in ([str(width), str(height)], ["", ""]):
-        said = " x ".join(size_list)[:40]
-        raise UserError(f"{xml_path}: says {said} px but the picture has {width} x {height}; "
-                        "was it scaled after labelling? label it again")
-    keypoint_list = []
-    for number, node in enumerate(root.iter("object"), start=1):
-        name = node.findtext("name", "").strip()
-        text_list = [node.findtext(f"bndbox/{side}", "").strip()
-                     for side in ("xmin", "ymin", "xmax", "ymax")]
-        xmin, ymin, xmax, ymax = box = [to_number(text) for text in text_list]
-        # LabelImg may go a pixel beyond the edge. NaN makes every comparison false.
-        is_inside = -1 <= xmin < xmax <= width + 1 and -1 <= ymin < ymax <= height + 1
-        if name in ("", "background") or not is_inside:
-            raise UserError(f"{xml_path}: object {number}, {name[:20]!r} at "
-                            f"{[text[:20] for text in text_list]}, needs a name other than "
-                            f"background and a box inside of {width} x {height} px; label it again")
-        keypoint_list.append({"class": name, "box": box})
+        raise UserError(f"{xml_path}: {str(error)[:200]}; label it again in LabelImg") from None
     return keypoint_list
-
-
-def to_number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def find_centre(low: float, high: float, length: int, side: float | None) -> float:
     """Where the point lies, in x or in y, that a box from `low` to `high` was drawn round.
 
-    In its middle, unless the edge of the picture, `length` px wide or high, has cut the box. Then
-    the side that is whole tells, where all whole boxes are `side` px wide or high.
+    In its middle, unless the edge of the picture (`length` px) has cut the box. Then the side that
+    is whole tells, where all whole boxes are `side` px long.
 
     >>> find_centre(0, 18, length=320, side=30), find_centre(0, 18, length=320, side=None)
     (3.0, 9.0)
@@ -121,8 +108,8 @@ def to_label_array(example_list: list[dict], category_list: list[str], one_size)
 def read_source(folder: Path, seed: int) -> tuple[dict, list[str]]:
     """Read a LabelImg folder: {"train": examples, "val": ..., "test": ...}, and what is bad.
 
-    Folders of these names inside are the splits; without val/, a tenth of train/ is. A folder
-    without any is split at random, the same for the same seed: 72 % to 8 % to 20 %.
+    train/, test/ and val/ inside are the splits; without val/, a tenth of train/ is. A folder
+    without them is split at random, the same for the same seed: 72 % to 8 % to 20 %.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; --source needs pictures and LabelImg's XML")
@@ -154,8 +141,8 @@ def read_source(folder: Path, seed: int) -> tuple[dict, list[str]]:
 def read_folder(folder: Path) -> tuple[list[dict], list[str]]:
     """Read a folder: what is good, and a sentence for each bad file.
 
-    An example is {"path", "size": (width, height), "keypoints"}, without the picture: all of them
-    together may be larger than the memory.
+    An example is {"path", "size": (width, height), "keypoints"}; all pictures together may be
+    larger than the memory.
     """
     image_list = files_in(folder)
     xml_dict = {path.stem: path for path in files_in(folder, {".xml"})}
@@ -253,7 +240,7 @@ def report(split_dict: dict, label_dict: dict, dataset_dict: dict) -> None:
 def count_collisions(label_2d_array: np.ndarray, max_per_class: int) -> int:
     """Keypoints that may be lost, since a cell answers once and another keypoint lies there.
 
-    Where a picture may hold several of a class, the best of nine cells answers for it.
+    With several of a class in a picture, the best of nine cells answers.
 
     >>> count_collisions(np.array([[0, 1, 40, 40], [0, 2, 60, 60], [0, 2, 70, 60]]), 1)
     1
@@ -287,8 +274,7 @@ def pack(data_folder: Path, split_dict: dict, label_dict: dict, dataset_dict: di
 def pack_images(path: Path, example_list: list[dict], height: int, width: int) -> None:
     """Write uint8 `[N, height, width, 3]` picture after picture: memory stays flat.
 
-    So it does in training: np.load(path, mmap_mode="r") leaves the array on the disk and reads
-    what is looked at. That is why 2 GB of pictures need no 2 GB of memory.
+    So it does in training: np.load(path, mmap_mode="r") reads only what is looked at.
     """
     shape = (len(example_list), height, width, 3)
     with replacing(path) as temporary, open(temporary, "wb") as file:
@@ -299,10 +285,9 @@ def pack_images(path: Path, example_list: list[dict], height: int, width: int) -
 
 
 def check_place(data_folder: Path, picture_count: int) -> None:
-    """Overwrite nothing of the user's: dataset.json tells what this script made, drawn or not.
+    """Overwrite nothing of the user's: dataset.json, written first, tells what this script made.
 
-    It is written before anything else, too, so that a stopped run can be repeated. picture_count:
-    how many will be drawn, 0 where they are read.
+    picture_count: how many will be drawn, 0 where they are read.
     """
     path = data_folder / "dataset.json"
     try:
@@ -313,10 +298,9 @@ def check_place(data_folder: Path, picture_count: int) -> None:
     if was_drawn not in ([True] if picture_count else [True, False]):
         other_list += [path, *data_folder.glob("*_images.npy"), *data_folder.glob("*_labels.npy")]
     if picture_count:
-        own_set = {f"{index:05d}{suffix}" for index in range(picture_count)
-                   for suffix in (".jpg", ".xml")} if was_drawn is True else set()
+        own_set = {f"{index:05d}" for index in range(picture_count)} if was_drawn else set()
         other_list += [path for path in sorted(data_folder.glob("images/[!.]*"))
-                       if path.name not in own_set]
+                       if path.stem not in own_set or path.suffix not in (".jpg", ".xml")]
     for path in filter(Path.exists, other_list):
         raise UserError(f"{path}: was not made by a run like this one, which leaves it alone; move "
                         "it away, or choose another folder with --data (--source reads your own "

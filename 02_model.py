@@ -205,21 +205,6 @@ def receptive_field(layer_list=None) -> tuple[int, int, float]:
     return size, jump, centre
 
 
-def multiply_adds(height: int, width: int, class_count: int = 3) -> int:
-    """Multiplications (each with an addition) of the convolutions for one picture.
-
-    Each value that comes out is a sum over kernel x kernel x channels in. Training costs three
-    times as much: once forward, once for the gradient of the weights, once for that of the input.
-    """
-    total, channels_in = 0, 3
-    for kernel, stride, padding, channels_out in LAYER_LIST + [(1, 1, 0, 2 + class_count)]:
-        height = (height + 2 * padding - kernel) // stride + 1
-        width = (width + 2 * padding - kernel) // stride + 1
-        total += height * width * channels_out * kernel * kernel * channels_in
-        channels_in = channels_out
-    return total
-
-
 # ---------------------------------------------------------------- using a trained network
 
 def fold_batch_norm(network: KeypointNet) -> KeypointNet:
@@ -363,33 +348,38 @@ def show_match_and_decode(label_2d_array: np.ndarray, rows: int, columns: int) -
         print(f"decode: class {class_id} at x {x:.2f}, y {y:.2f}, score {score:g}")
 
 
-def draw_grid(path: Path, image_3d_array: np.ndarray, label_2d_array: np.ndarray) -> None:
-    """Part of the picture under the grid; arrows show what each cell near a keypoint learns."""
+def draw_targets(axes, image_3d_array, gt_offset_3d_array, gt_class_id_2d_array) -> None:
+    """The grid over a picture: each cell that learns is tinted, an arrow leads to its keypoint."""
     height, width = image_3d_array.shape[:2]
-    rows, columns = height // CELL, width // CELL
-    gt_offset_4d_array, gt_class_id_3d_array = match(label_2d_array, 1, rows, columns)
-    priors_3d_array = make_priors(rows, columns).numpy()  # [2, 60, 10]
-    _, _, x, y = label_2d_array[0]
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    axes = figure.subplots()
+    priors_3d_array = make_priors(*gt_class_id_2d_array.shape).numpy()  # [2, 60, 10]
     axes.imshow(image_3d_array, extent=(0, width, height, 0))
-    axes.plot(*priors_3d_array.reshape(2, -1), "w+", markersize=6, label="prior: a cell's centre")
-    for row, column in np.argwhere(gt_class_id_3d_array[0]):
+    for row, column in np.argwhere(gt_class_id_2d_array):
+        prior, offset = priors_3d_array[:, row, column], gt_offset_3d_array[:, row, column]
         axes.add_patch(Rectangle((column * CELL, row * CELL), CELL, CELL, alpha=0.35,
-                                 color=colour_of(gt_class_id_3d_array[0, row, column])))
-        prior, (dx, dy) = priors_3d_array[:, row, column], gt_offset_4d_array[0, :, row, column]
-        axes.annotate("", prior + (dx, dy), prior,
-                      arrowprops={"arrowstyle": "->", "color": "white"})
-        y_text, side = (row * CELL + 2, "top") if dy > 0 else (row * CELL + 30, "bottom")
-        axes.text(column * CELL + 2, y_text, f"{dx:.1f}, {dy:.1f}", va=side, clip_on=True)
-    axes.plot(*label_2d_array[:, 2:].T, "o", color="red", markersize=5, label="keypoint")
-    axes.set(xticks=range(0, width + 1, CELL), yticks=range(0, height + 1, CELL),
-             xlim=(max(0, x - 112), min(width, x + 112)),
+                                 color=colour_of(gt_class_id_2d_array[row, column])))
+        axes.annotate("", prior + offset, prior, arrowprops={"arrowstyle": "->", "color": "white"})
+        axes.plot(*(prior + offset), "o", color="red", markersize=4)
+    axes.set(xticks=range(0, width + 1, CELL), yticks=range(0, height + 1, CELL))
+    axes.grid(color="white", alpha=0.4)
+
+
+def draw_grid(path: Path, image_3d_array: np.ndarray, label_2d_array: np.ndarray) -> None:
+    """Part of the picture round its first keypoint, with what each cell there learns."""
+    height, width = image_3d_array.shape[:2]
+    targets = match(label_2d_array, 1, height // CELL, width // CELL)
+    offset_3d_array, class_id_2d_array = (array[0] for array in targets)
+    axes = Figure(figsize=(7, 6), layout="constrained").subplots()
+    draw_targets(axes, image_3d_array, offset_3d_array, class_id_2d_array)
+    axes.plot(*make_priors(*class_id_2d_array.shape).flatten(1), "w+", markersize=6)
+    for row, column in np.argwhere(class_id_2d_array):
+        dx, dy = offset_3d_array[:, row, column]
+        y, side = (row * CELL + 2, "top") if dy > 0 else (row * CELL + 30, "bottom")
+        axes.text(column * CELL + 2, y, f"{dx:.1f}, {dy:.1f}", va=side, clip_on=True)
+    _, _, x, y = label_2d_array[0]
+    axes.set(xlim=(max(0, x - 112), min(width, x + 112)),
              ylim=(min(height, y + 96), max(0, y - 96)), xlabel="x, px", ylabel="y, px",
-             title="coloured cells learn the keypoint's class, and dx, dy from their prior")
-    axes.grid(color="white", alpha=0.5)
-    axes.legend(loc="lower right")
-    save_figure(figure, path)
+             title="coloured cells learn the keypoint (red): class, and dx, dy from their prior (+)")
+    save_figure(axes.figure, path)
 
 
 def main() -> None:

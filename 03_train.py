@@ -34,8 +34,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from common import (CELL, Progress, UserError, colour_of, command, is_default, make_parser,
-                    pick_device, read_data_set, replacing, run_main, save_figure, short_reason)
+from common import (CELL, Progress, UserError, command, is_default, make_parser, pick_device,
+                    read_data_set, replacing, run_main, save_figure, short_reason)
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
@@ -50,7 +50,6 @@ QUEUE_SIZE = 8  # batches; enough to bridge a slow one, and few megabytes
 LEARNING_RATE = 6e-3  # the largest
 WARM_UP = 0.025  # share of the run in which the learning rate rises from 0
 HALVINGS = 5  # of the learning rate, evenly over the run
-HALF = 0.5  # what a halving multiplies by
 LOCATION_LOSS = "L1"  # |error|; or "MSE", its square, which cares little about small errors
 U = 0.3  # weight of the confidence loss against the location loss
 HARD_NEGATIVES = 6  # background cells a crop that count: those with the largest loss
@@ -316,7 +315,7 @@ def train(options, device: torch.device) -> None:
     finally:  # also after Ctrl-C; --resume goes on from the last save
         loader.stop()
     draw_curves(options.data, curve_dict)
-    print_result(progress, loader, network.head.out_channels - 2, curve_dict)
+    print_result(progress, curve_dict)
 
 
 def learning_rate(update: int, updates: int) -> float:
@@ -326,7 +325,7 @@ def learning_rate(update: int, updates: int) -> float:
     [0.2, 1.0, 0.5, 0.03125]
     """
     rise = min(1.0, (update + 1) / (WARM_UP * updates)) if WARM_UP else 1.0
-    return LEARNING_RATE * rise * HALF ** (update * (HALVINGS + 1) // updates)
+    return LEARNING_RATE * rise * 0.5 ** (update * (HALVINGS + 1) // updates)
 
 
 @torch.no_grad()  # nothing is kept for a backward pass
@@ -447,35 +446,24 @@ def show_progress(progress, done: int, row, optimizer, loader) -> None:
                         f"{loader.wait_seconds / steps * 1e3:.1f} waiting")
 
 
-def print_result(progress, loader, class_count: int, curve_dict) -> None:
-    seconds = time.perf_counter() - progress.start_time
-    crops = (progress.total - progress.first) * STEPS_PER_UPDATE * BATCH
-    work = 3 * model.multiply_adds(loader.crop_height, loader.crop_width, class_count) * crops
-    print(f"{crops} crops, {work / 1e12:.1f} trillion multiply-adds in {seconds:.0f} s: "
-          f"{work / seconds / 1e9:.0f} billion a second")
+def print_result(progress, curve_dict) -> None:
     _, location, confidence = curve_dict["val"][-1]
-    print(f"validation loss {location + U * confidence:.4f} = {location:.4f} + {U:g} x "
-          f"{confidence:.4f}; wrote weights.pt, results/loss.png and results/train_crops.png")
+    print(f"{time.perf_counter() - progress.start_time:.0f} s; validation loss "
+          f"{location + U * confidence:.4f} = {location:.4f} + {U:g} x {confidence:.4f}; "
+          "wrote weights.pt, results/loss.png and results/train_crops.png")
 
 
 def draw_crops(data_folder: Path, batch, noise_1d, generator) -> None:
-    """train_crops.png: the first crops as the network sees them, with arrows: prior -> keypoint."""
+    """train_crops.png: the first crops as the network sees them, and what each cell learns."""
     images_4d, gt_offset_4d, gt_class_id_3d = batch
-    images_4d = augment(images_4d, noise_1d, generator.manual_seed(0))
-    rows, columns = gt_class_id_3d.shape[1:]
-    priors_3d_array = model.make_priors(rows, columns).numpy()  # [2, 4, 4]
+    images_4d = augment(images_4d, noise_1d, generator.manual_seed(0)) / 255
     figure = Figure(figsize=(9, 9), layout="constrained")
     # The way back to numpy is by the processor: an array cannot live on a GPU.
-    array_list = [tensor.cpu().numpy() for tensor in (images_4d, gt_offset_4d, gt_class_id_3d)]
-    for axes, image, offset, class_id in zip(figure.subplots(4, 4).flat, *array_list):
-        axes.imshow(image.transpose(1, 2, 0) / 255, extent=(0, columns * CELL, rows * CELL, 0))
-        learns = class_id > 0  # [4, 4]
-        axes.quiver(*priors_3d_array[:, learns], *offset[:, learns], angles="xy", scale=1,
-                    scale_units="xy", width=0.015, color=list(map(colour_of, class_id[learns])))
-        axes.plot(*(priors_3d_array + offset)[:, learns], "o", color="red", markersize=3)
-        axes.set(xticks=range(0, columns * CELL + 1, CELL), yticks=range(0, rows * CELL + 1, CELL),
-                 xticklabels=[], yticklabels=[])
-        axes.grid(color="white", alpha=0.3)
+    array_list = [tensor.cpu().numpy()
+                  for tensor in (images_4d.permute(0, 2, 3, 1), gt_offset_4d, gt_class_id_3d)]
+    for axes, *targets in zip(figure.subplots(4, 4).flat, *array_list):
+        model.draw_targets(axes, *targets)
+        axes.tick_params(labelbottom=False, labelleft=False)
     figure.suptitle("training crops with all changes; an arrow from each cell that learns a "
                     "keypoint, a colour per class")
     save_figure(figure, data_folder / "results" / "train_crops.png")

@@ -53,23 +53,12 @@ class Keypoint(NamedTuple):
         return math.hypot(self.x - other.x, self.y - other.y)
 
 
-def predict(network, about_dict, image_3d_array, picture, threshold):
-    """The Keypoints of one picture, uint8 `[H, W, 3]`: what 05_predict.py would find."""
+def predict(network, about_dict, images, threshold):
+    """The Keypoints of pictures, uint8 `[H, W, 3]` each: what 05_predict.py would find."""
     return [Keypoint(picture, about_dict["category_list"].index(found["class"]), found["x"],
                      found["y"], found["score"])
+            for picture, image_3d_array in enumerate(images)
             for found in model.find_keypoints(network, about_dict, image_3d_array, threshold)]
-
-
-def predict_all(network, about_dict, image_list):
-    """What the network finds in all pictures when no score is too low.
-
-    Which cells are the best does not depend on the threshold. So the predictions at any threshold
-    are those of this list whose score reaches it, and each picture is looked at only once.
-    """
-    prediction_list = []
-    for picture, image_3d_array in enumerate(track(image_list, "predicting")):
-        prediction_list += predict(network, about_dict, image_3d_array, picture, threshold=0.0)
-    return prediction_list
 
 
 def pair(prediction_list, truth_list):
@@ -249,11 +238,9 @@ def robustness(network, about_dict, image_list, truth_list, threshold):
     """Precision, recall and mean error under each slight change of the surroundings."""
     result_dict = {}
     for name in track(list(CHANGE_DICT), "robustness"):
-        prediction_list = []
-        for picture, image_3d_array in enumerate(image_list):
-            changed = np.asarray(CHANGE_DICT[name](Image.fromarray(image_3d_array)))
-            prediction_list += predict(network, about_dict, changed, picture, threshold)
-        pair_list = pair(prediction_list, truth_list)
+        images = (np.asarray(CHANGE_DICT[name](Image.fromarray(image_3d_array)))
+                  for image_3d_array in image_list)  # made one by one: memory stays flat
+        pair_list = pair(predict(network, about_dict, images, threshold), truth_list)
         rates = overall(pair_list, len(about_dict["category_list"]))
         result_dict[name] = {"precision": rates["precision"], "recall": rates["recall"],
                              "mean_error_px": error_px(pair_list)["mean"]}
@@ -274,9 +261,8 @@ def shift_test(network, about_dict, image_list, truth_list, threshold):
             down = right * 7 % CELL  # takes each of 0 to 31 once, too
             margin_list = [(down, CELL - down), (right, CELL - right), (0, 0)]
             shifted = np.pad(image_list[picture], margin_list, mode="edge")
-            found_list = predict(network, about_dict, shifted, picture, threshold)
-            back_list = [found._replace(x=found.x - right, y=found.y - down)
-                         for found in found_list]
+            back_list = [found._replace(picture=picture, x=found.x - right, y=found.y - down)
+                         for found in predict(network, about_dict, [shifted], threshold)]
             for truth, back in pair(back_list, list(places_dict)):
                 if truth.class_id == back.class_id:
                     places_dict[truth].append((back.x, back.y))
@@ -456,7 +442,9 @@ def main():
     truth_list = [Keypoint(int(picture), int(class_id), x, y)
                   for picture, class_id, x, y in label_2d_array.tolist()]
 
-    all_list = predict_all(network, about_dict, image_list)
+    # Which cells are the best does not depend on the threshold. So all is found at 0, and a
+    # threshold's predictions are those whose score reaches it: each picture is looked at once.
+    all_list = predict(network, about_dict, track(image_list, "predicting"), threshold=0.0)
     pair_list = pair([point for point in all_list if point.score >= options.threshold], truth_list)
     metrics = summarise(pair_list, all_list, truth_list, count, category_list)
     metrics["blind_guess"] = blind_guess(array_dict["train"][1], truth_list, count, category_list)

@@ -132,21 +132,19 @@ def print_parameters(row_list, network) -> None:
 
 
 def print_work(row_list, network, image_4d) -> None:
-    """3. WORK AND TIME of one picture: in BN and ReLU moving costs more than work."""
+    """3. WORK AND TIME of one picture: BN and ReLU work little, but move all numbers to and fro."""
     feature_4d, table_list = image_4d.float(), []
     for row in row_list:
         scratch_4d = feature_4d.clone()  # an in-place ReLU writes into it
         ms = best_ms(lambda: row["layer"](scratch_4d))
         feature_4d = row["layer"](feature_4d)
-        moved = 4 * (math.prod(row["in_shape"]) + math.prod(row["out_shape"]) + row["parameters"])
-        table_list.append((row["name"], row["multiply_adds"] / 1e6, moved / MB, ms,
-                           row["multiply_adds"] / ms / 1e6, moved / ms / 1e6))
+        table_list.append((row["name"], row["multiply_adds"] / 1e6, ms,
+                           row["multiply_adds"] / ms / 1e6))
     total = sum(row["multiply_adds"] for row in row_list)
     with FlopCounterMode(display=False) as counter:
         network(image_4d)
     check("multiply-adds", total, counter.get_total_flops() / 2)  # PyTorch counts two operations
-    print_table(("layer", "million multiply-adds", "MB moved", "ms", "billion a second", "GB/s"),
-                table_list)
+    print_table(("layer", "million multiply-adds", "ms", "billion a second"), table_list)
     side = 4096 if image_4d.is_cuda else 512  # large enough to keep all of the device busy
     matrix_2d = torch.rand(side, side, device=image_4d.device)
     rate = side ** 3 / best_ms(lambda: matrix_2d @ matrix_2d) / 1e6
@@ -223,12 +221,11 @@ def print_orders(conv_list, image_4d) -> None:
             else:
                 layer_list += [nn.BatchNorm2d(conv.in_channels), nn.ReLU(inplace=True), conv]
         chain = nn.Sequential(*layer_list).to(image_4d.device)
-        row_list = describe(layer_list, *image_4d.shape[1:])
-        saved = sum(predict_memory(row_list, batch=1)[0])
-        check(f"bytes of {order}", saved, sum(saved_bytes(layer_list, image_4d)), 0.01)
+        parameters = sum(parameter.numel() for parameter in chain.parameters())
+        saved = sum(saved_bytes(layer_list, image_4d))
         with torch.no_grad():
             ms = best_ms(lambda: chain(image_4d.float()))
-        table_list.append((order, sum(row["parameters"] for row in row_list), saved / MB, ms))
+        table_list.append((order, parameters, saved / MB, ms))
     print_table(("order", "parameters", "MB saved for backward", "ms forward"), table_list)
 
 

@@ -64,11 +64,8 @@ def run_main(main) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let malloc keep what is freed, on Linux: a prediction then takes half the time.
-
-    Else large blocks go back to the system, which fills each new one with zeros.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # other systems have no mallopt
+    """Let malloc keep what is freed: a prediction takes half the time, as no new block is zeroed."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # only Linux has mallopt
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-1, 2 ** 30)  # M_TRIM_THRESHOLD, bytes
         mallopt(-3, 2 ** 25)  # M_MMAP_THRESHOLD, bytes: the largest that is allowed
@@ -92,11 +89,7 @@ def is_default(folder: Path) -> bool:
 
 
 def command(script: str, data_folder: Path, *argument_list) -> str:
-    """The command line that a user types next.
-
-    >>> command("03_train.py", Path("my data"), "--resume")
-    "python 03_train.py --data 'my data' --resume"
-    """
+    """The command line that a user types next, with quotes where a name needs them."""
     data_list = [] if is_default(data_folder) else ["--data", data_folder]
     return shlex.join(["python", script, *map(str, data_list), *map(str, argument_list)])
 
@@ -144,8 +137,8 @@ def write_json(path: Path, content) -> None:
 def read_data_set(folder: Path) -> tuple[dict, dict]:
     """Read what 01_prepare_data.py wrote. Raises UserError where a file is missing or damaged.
 
-    Returns dataset.json as a dict, and {"train": (images, labels), "val": ..., "test": ...}: uint8
-    `[N, H, W, 3]`, mapped, so that only what is looked at is read from the disk; float32 `[M, 4]`.
+    Returns dataset.json, and {"train": (images, labels), "val": ..., "test": ...}: uint8
+    `[N, H, W, 3]`, mapped: only what is looked at is read from the disk; float32 `[M, 4]`.
     """
     path = folder / "dataset.json"
     if not path.is_file():
@@ -173,10 +166,7 @@ def read_data_set(folder: Path) -> tuple[dict, dict]:
 
 
 def pick_device() -> torch.device:
-    """The GPU where PyTorch can use one, else the processor.
-
-    CUDA_VISIBLE_DEVICES= before a command hides all cards; CUDA_VISIBLE_DEVICES=1 shows the second.
-    """
+    """The GPU, else the processor. CUDA_VISIBLE_DEVICES= before a command hides all cards."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -231,11 +221,7 @@ def files_in(folder: Path, suffix_set=IMAGE_SUFFIXES) -> list[Path]:
 
 
 def round_up_to_cell(length: int) -> int:
-    """The next multiple of 32, since the grid has whole cells.
-
-    >>> round_up_to_cell(416), round_up_to_cell(417)
-    (416, 448)
-    """
+    """The next multiple of 32, since the grid has whole cells: 416 stays, 417 becomes 448."""
     return (length + CELL - 1) // CELL * CELL
 
 
@@ -273,14 +259,13 @@ def save_close_ups(path: Path, tile_list: list[tuple], columns: int) -> None:
     rows = max(1, math.ceil(len(tile_list) / columns))
     figure = Figure((1.8 * columns, 2 * rows))
     for number, (title, image_3d_array, x, y, reach, point_list) in enumerate(tile_list, start=1):
-        # Where all of it lies outside of the picture, a pixel of the edge is taken, out of sight.
-        left, top = (int(np.clip(place - reach, 0, length - 1)) for place, length
-                     in ((x, image_3d_array.shape[1]), (y, image_3d_array.shape[0])))
-        right, bottom = max(left, int(x + reach)) + 1, max(top, int(y + reach)) + 1
+        left, top, right, bottom = (max(0, int(side)) for side in (
+            x - reach, y - reach, x + reach + 1, y + reach + 1))
         part_3d_array = image_3d_array[top:bottom, left:right]
         height, width = part_3d_array.shape[:2]
         axes = figure.add_subplot(rows, columns, number, facecolor="grey")
-        axes.imshow(part_3d_array, extent=(left, left + width, top + height, top))
+        if height and width:  # else all of it lies outside of the picture
+            axes.imshow(part_3d_array, extent=(left, left + width, top + height, top))
         for point_x, point_y, colour in point_list:
             axes.plot(point_x, point_y, "+", color=colour, markersize=24)
         axes.set(xlim=(x - reach, x + reach), ylim=(y + reach, y - reach), xticks=[], yticks=[])
@@ -331,29 +316,27 @@ def track(item_list, what: str):
 class Progress:
     """A progress line that refreshes in place: `\\r` goes back to the line's start.
 
-    Into a file or a pipe, where nothing can be overwritten, a plain line at each tenth of the way;
-    of what takes less than three seconds only the last.
+    Into a file or a pipe, where nothing can be overwritten, a plain line every twenty seconds.
     """
 
     def __init__(self, total: int, what: str, first: int = 0):
         self.total, self.what = total, what
         self.first = first  # what was done before this run (--resume) says nothing about the rest
         self.start_time = self.last_time = time.perf_counter()
-        self.next_tenth = 1
 
     def show(self, done: int, text: str = "") -> None:
         """Show that `done` of `total` are done, with `text` after it."""
-        now, is_last = time.perf_counter(), done == self.total
-        seconds = now - self.start_time
+        now, is_last, in_place = time.perf_counter(), done == self.total, sys.stdout.isatty()
+        if not is_last and now - self.last_time < (0.2 if in_place else 20):  # s
+            return
+        self.last_time, seconds = now, now - self.start_time
         left = round(seconds / (done - self.first) * (self.total - done))
         when = f"{seconds:.0f} s" if is_last else f"{left // 60}:{left % 60:02d} left"
-        if not sys.stdout.isatty():
-            if is_last or (seconds > 3 and done * 10 >= self.next_tenth * self.total):
-                self.next_tenth = done * 10 // self.total + 1
-                print(f"{self.what} {done}/{self.total}  {text}  {when}", flush=True)
-        elif is_last or now - self.last_time > 0.2:  # five times a second at most
-            self.last_time = now
-            bar = ("#" * round(20 * done / self.total)).ljust(20, ".")
-            columns = shutil.get_terminal_size().columns - 1  # a wrapped line can't be overwritten
-            line = f"{self.what} [{bar}] {done}/{self.total}  {text}  {when}"
-            print("\r" + line[:columns].ljust(columns), end="\n" if is_last else "", flush=True)
+        line = f"{done}/{self.total}  {text}  {when}"
+        if not in_place:
+            print(f"{self.what} {line}", flush=True)
+            return
+        bar = ("#" * round(20 * done / self.total)).ljust(20, ".")
+        columns = shutil.get_terminal_size().columns - 1  # a wrapped line can't be overwritten
+        line = f"{self.what} [{bar}] {line}"[:columns].ljust(columns)
+        print(f"\r{line}", end="\n" if is_last else "", flush=True)

@@ -140,11 +140,9 @@ def test_predictions_at_a_threshold_are_those_of_a_lower_one_whose_score_reaches
     torch.manual_seed(0)
     network, about_dict = model.KeypointNet(3).eval(), {**ABOUT, "max_per_class": max_per_class}
     images_4d_array = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
-    all_list = evaluate.predict_all(network, about_dict, images_4d_array)
+    all_list = evaluate.predict(network, about_dict, images_4d_array, 0.0)
     for threshold in (0.2, 0.3, 0.4):
-        found_list = []
-        for picture, image in enumerate(images_4d_array):
-            found_list += evaluate.predict(network, about_dict, image, picture, threshold)
+        found_list = evaluate.predict(network, about_dict, images_4d_array, threshold)
         assert found_list == [found for found in all_list if found.score >= threshold]
 
 
@@ -230,13 +228,11 @@ def seen_pictures():
 
 def test_predictions_hold_picture_class_place_and_score_and_each_class_without_a_threshold():
     images_4d_array, truth_list = seen_pictures()
-    found_list = evaluate.predict(SEES, ABOUT, images_4d_array[0], 0, 0.5)
-    expected_list = [truth[:4] for truth in truth_list[:2]]
+    found_list = evaluate.predict(SEES, ABOUT, images_4d_array, 0.5)
+    expected_list = [truth[:4] for truth in truth_list]
     assert np.allclose([found[:4] for found in found_list], expected_list, atol=1e-3)
     assert all(found.score > 0.99 for found in found_list)
-    found, = evaluate.predict(SEES, ABOUT, images_4d_array[1], 7, 0.5)
-    assert found[:2] == (7, 1)
-    all_list = evaluate.predict_all(SEES, ABOUT, images_4d_array)
+    all_list = evaluate.predict(SEES, ABOUT, images_4d_array, 0.0)
     assert [found[:2] for found in all_list] == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2)]
     assert all_list[3].score < 0.01  # a class that is not there has its best cell, too
 
@@ -244,7 +240,7 @@ def test_predictions_hold_picture_class_place_and_score_and_each_class_without_a
 def test_a_network_in_training_mode_is_not_judged_in_silence():
     network = model.KeypointNet(3).train()
     with pytest.raises(AssertionError, match="eval"):
-        evaluate.predict(network, ABOUT, np.zeros((64, 64, 3), np.uint8), 0, 0.5)
+        evaluate.predict(network, ABOUT, np.zeros((1, 64, 64, 3), np.uint8), 0.5)
 
 
 def test_the_shift_test_gives_zero_for_a_network_that_moves_its_answer_with_the_picture():
@@ -281,10 +277,11 @@ def test_the_robustness_table_has_a_row_a_change_and_the_unchanged_row_is_right(
 def test_the_shift_test_asks_for_so_many_pictures_at_most_each_32_times(monkeypatch):
     monkeypatch.setattr(evaluate, "SHIFT_PICTURES", 3)
     asked_list = []
-    monkeypatch.setattr(evaluate, "predict", lambda network, about_dict, image, picture, threshold:
-                        asked_list.append(picture) or [])
+    monkeypatch.setattr(evaluate, "predict", lambda network, about_dict, images, threshold:
+                        asked_list.extend(image.min() for image in images) or [])
     truth_list = points([], *[[(1, 40.5, 33.5)]] * 6)
-    evaluate.shift_test(SEES, ABOUT, np.zeros((7, 64, 64, 3), np.uint8), truth_list, 0.5)
+    images_4d_array = np.ones((7, 64, 64, 3), np.uint8) * np.arange(7).reshape(7, 1, 1, 1)
+    evaluate.shift_test(SEES, ABOUT, images_4d_array, truth_list, 0.5)
     assert sorted(asked_list) == [1] * 32 + [2] * 32 + [3] * 32
 
 

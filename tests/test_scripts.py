@@ -179,9 +179,9 @@ def test_04_finds_in_pictures_of_different_sizes_what_05_finds_in_their_files(
     assert call_main(predict, monkeypatch, *arguments, "--json", found, source) == (0, "")
     of_05_dict = {entry["image"]: [(k["class"], k["x"], k["y"], k["score"])
                                    for k in entry["keypoints"]] for entry in read_json(found)}
-    seen_list, real = [], evaluate.predict_all
-    monkeypatch.setattr(evaluate, "predict_all",
-                        lambda *a: seen_list.append(real(*a)) or seen_list[-1])
+    seen_list, real = [], evaluate.predict
+    monkeypatch.setattr(evaluate, "predict",
+                        lambda *a, **k: seen_list.append(real(*a, **k)) or seen_list[-1])
     monkeypatch.setattr(evaluate, "SPEED_RUNS", 1)
     of_04_dict = {}
     for split in ("train", "val", "test"):

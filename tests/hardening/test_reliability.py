@@ -341,7 +341,7 @@ def test_a_checkpoint_of_a_run_with_other_options_is_refused(
 
 
 @pytest.mark.parametrize("module, name, value", [
-    (train, "HALF", 0.7), (train, "HALVINGS", 3), (train, "U", 2.0), (train, "CROP", 96),
+    (train, "HALVINGS", 3), (train, "U", 2.0), (train, "CROP", 96),
     (train, "LOCATION_LOSS", "MSE"), (train, "WARM_UP", 0.77), (model, "NEIGHBOUR_REACH", 20),
     (model, "OFFSET_UNIT", 8.0)])
 def test_a_checkpoint_of_a_run_with_another_setting_is_refused_by_the_settings_name(
