@@ -20,7 +20,6 @@ array of two, _list and _dict are Python's; plain numbers have no suffix. [N, 5,
 """
 
 import copy
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +56,8 @@ NEIGHBOUR_REACH = CELL / 2 + REACH  # px; a cell learns keypoints this near to i
 class KeypointNet(nn.Module):
     """A plain stack of convolution, BN, ReLU; then a 1x1 convolution, the head.
 
-    class_count: categories with background, 3 here. Input: `[N, 3, H, W]`, uint8 or float, 0 to
-    255, H and W multiples of 32. Output: float32 `[N, 2 + class_count, H / 32, W / 32]`; channels
-    0 and 1 are dx and dy in half cells, the others the scores of the classes.
+    Input: `[N, 3, H, W]`, 0 to 255, H and W multiples of 32. Output: `[N, 5, H / 32, W / 32]`: dx
+    and dy in half cells, then the scores of the classes, background first.
     """
 
     def __init__(self, class_count: int):
@@ -150,10 +148,12 @@ def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0
     priors_3d = make_priors(*score_4d.shape[2:], output_4d.device)  # [2, 60, 10]
     place_4d = priors_3d + output_4d[:, :2] * OFFSET_UNIT  # [N, 2, 60, 10]
     if max_per_class == 1:
-        is_best_4d = is_best_of_picture(score_4d)  # [N, 2, 60, 10], bool
+        best_4d = score_4d.flatten(2).argmax(dim=2)[:, :, None, None]  # [N, 2, 1, 1]
     else:
-        is_best_4d = is_best_of_nine(score_4d, place_4d, priors_3d)
-    answers_4d = is_best_4d & (score_4d >= threshold)  # [N, 2, 60, 10], bool
+        best_4d = best_of_nine(score_4d, place_4d, priors_3d)  # [N, 2, 60, 10]
+    # The cells' numbers are compared, not scores: a sure network gives neighbours exactly 1.
+    number_2d = torch.arange(priors_3d[0].numel(), device=best_4d.device).view_as(priors_3d[0])
+    answers_4d = (best_4d == number_2d) & (score_4d >= threshold)  # [N, 2, 60, 10], bool
     result_list = []
     for answers_3d, score_3d, place_3d in zip(answers_4d, score_4d, place_4d):
         class_index_1d, row_1d, column_1d = answers_3d.nonzero(as_tuple=True)  # [K] each
@@ -162,16 +162,8 @@ def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0
     return result_list
 
 
-def is_best_of_picture(score_4d: torch.Tensor) -> torch.Tensor:
-    """True in the one best cell of each picture and class; bool `[N, 2, 60, 10]`."""
-    score_3d = score_4d.flatten(start_dim=2)  # [N, 2, 600]
-    best_3d = score_3d.argmax(dim=2, keepdim=True)  # [N, 2, 1]
-    return (torch.arange(score_3d.shape[2], device=best_3d.device) == best_3d).view_as(score_4d)
-
-
-def is_best_of_nine(score_4d: torch.Tensor, place_4d: torch.Tensor,
-                    priors_3d: torch.Tensor) -> torch.Tensor:
-    """True in each cell that beats its eight neighbours; bool `[N, 2, 60, 10]` (CenterNet).
+def best_of_nine(score_4d, place_4d, priors_3d) -> torch.Tensor:
+    """Which of a cell and its eight neighbours is the best: its number, `[N, 2, 60, 10]`.
 
     A cell between two keypoints may repeat the one; as the strongest it would silence the other,
     too. So a cell competes only if its answer lies inside it, or 2 px beyond, since on the border
@@ -182,12 +174,9 @@ def is_best_of_nine(score_4d: torch.Tensor, place_4d: torch.Tensor,
     y_3d = place_4d[:, 1].clamp(0, rows * CELL)
     far_3d = (x_3d - priors_3d[0]).abs().maximum((y_3d - priors_3d[1]).abs())  # px
     score_4d = score_4d * (far_3d <= CELL / 2 + 2)[:, None]  # [N, 2, 60, 10]
-    # The winner's number is compared, not its score: a sure network gives neighbours exactly 1.
     _, best_4d = nn.functional.max_pool2d(score_4d, 3, stride=1, padding=1, return_indices=True)
-    return best_4d == torch.arange(rows * columns, device=score_4d.device).view(rows, columns)
+    return best_4d
 
-
-# ---------------------------------------------------------------- what the layers add up to
 
 def receptive_field(layer_list=None) -> tuple[int, int, float]:
     """What a cell sees (side, px), px from cell to cell, and where the first cell looks (px).
@@ -220,26 +209,19 @@ def fold_batch_norm(network: KeypointNet) -> KeypointNet:
     return folded.eval()
 
 
-def find_weights(data_folder: Path) -> Path:
-    """The data folder's own weights, else those that come with the repository."""
-    own = data_folder / "weights.pt"
-    return own if own.is_file() else DATA_FOLDER / "pretrained.pt"
-
-
-def load_weights(path: Path, device="cpu") -> tuple[KeypointNet, dict]:
-    """Load what 03_train.py saved: the network, ready for use, and what it knows of its data.
+def load_weights(data_folder: Path, device="cpu") -> tuple[KeypointNet, dict]:
+    """The data folder's network, else the repository's, ready for use; and what it knows of its data.
 
     The dict has "category_list", "box_size" (px) and "max_per_class". weights_only=True reads
     tensors and plain values and executes nothing that a file may hold. Raises UserError.
     """
+    path = data_folder / "weights.pt"
     if not path.is_file():
-        raise UserError(f"{path}: no such file; train with 03_train.py first")
+        path = DATA_FOLDER / "pretrained.pt"
     try:
-        saved_dict = torch.load(path, map_location="cpu", weights_only=True)
-        network = KeypointNet(len(saved_dict["category_list"]))
-        network.load_state_dict(saved_dict["network"])
-        key_list = ["category_list", "box_size", "max_per_class"]
-        about_dict = {key: saved_dict[key] for key in key_list}
+        about_dict = torch.load(path, map_location="cpu", weights_only=True)
+        network = KeypointNet(len(about_dict["category_list"]))
+        network.load_state_dict(about_dict.pop("network"))
         width, height = about_dict["box_size"]
         all_text = all(isinstance(name, str) for name in about_dict["category_list"])
         if not all_text or not min(width, height, about_dict["max_per_class"]) > 0:
@@ -247,14 +229,13 @@ def load_weights(path: Path, device="cpu") -> tuple[KeypointNet, dict]:
     except Exception as error:  # damaged bytes can raise nearly anything
         raise UserError(f"{path}: not the weights of this network ({short_reason(error)}); train "
                         "again with 03_train.py") from None
+    print(f"using {path}")
     return network.to(device).eval(), about_dict
 
 
 def load_for_use(data_folder: Path) -> tuple[KeypointNet, dict]:
-    """What 04 and 05 predict with: own or pretrained weights, BN folded, on the best device."""
-    path = find_weights(data_folder)
-    print(f"using {path}")
-    network, about_dict = load_weights(path, pick_device())
+    """What 04 and 05 predict with: BN folded, on the best device."""
+    network, about_dict = load_weights(data_folder, pick_device())
     return fold_batch_norm(network), about_dict
 
 
@@ -301,12 +282,10 @@ def show_shapes(image_3d_array: np.ndarray) -> None:
     network = KeypointNet(class_count=3).eval()
     feature_4d = image_4d.float()
     with torch.no_grad():
-        for layer in network.body:
-            feature_4d = layer(feature_4d)
-            if isinstance(layer, nn.Conv2d):
-                size, stride, padding = layer.kernel_size[0], layer.stride[0], layer.padding[0]
-                print(f"conv {size}x{size} stride {stride} padding {padding}"
-                      f"  -> {list(feature_4d.shape)}")
+        for index, (size, stride, padding, _) in enumerate(LAYER_LIST):
+            feature_4d = network.body[3 * index:3 * index + 3](feature_4d)  # conv, BN, ReLU
+            print(f"conv {size}x{size} stride {stride} padding {padding}"
+                  f"  -> {list(feature_4d.shape)}")
         output_4d = network.head(feature_4d)  # [1, 5, 60, 10]
     print(f"head 1x1                      -> {list(output_4d.shape)}: 2 offsets, 3 scores\n")
     size, jump, centre = receptive_field()
@@ -316,16 +295,13 @@ def show_shapes(image_3d_array: np.ndarray) -> None:
 
 def example(data_folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """A picture and its labels `[M, 4]`: a sample, or the first labelled one of your own data."""
-    if not is_default(data_folder):
-        images_4d_array, label_2d_array = read_data_set(data_folder)[1]["train"]
-        label_2d_array = label_2d_array[label_2d_array[:, 0] == label_2d_array[0, 0]]
-        image_3d_array = images_4d_array[int(label_2d_array[0, 0])]
-        return image_3d_array, label_2d_array * (0, 1, 1, 1)  # picture 0 of those shown
-    path = DATA_FOLDER / "sample" / "00113.jpg"
-    node = ElementTree.parse(path.with_suffix(".xml")).find("object")
-    class_id = int(node.findtext("name")[-1])  # of keyPoint_1
-    xmin, ymin, xmax, ymax = (float(side.text) for side in node.find("bndbox"))
-    return read_image(path), np.array([[0, class_id, (xmin + xmax) / 2, (ymin + ymax) / 2]])
+    if is_default(data_folder):
+        image_3d_array = read_image(DATA_FOLDER / "sample" / "00113.jpg")
+        return image_3d_array, np.array([[0, 1, 188.57, 888.34]])  # as 00113.xml says
+    images_4d_array, label_2d_array = read_data_set(data_folder)[1]["train"]
+    label_2d_array = label_2d_array[label_2d_array[:, 0] == label_2d_array[0, 0]]
+    image_3d_array = images_4d_array[int(label_2d_array[0, 0])]
+    return image_3d_array, label_2d_array * (0, 1, 1, 1)  # picture 0 of those shown
 
 
 def show_match_and_decode(label_2d_array: np.ndarray, rows: int, columns: int) -> None:

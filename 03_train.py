@@ -17,15 +17,14 @@ every STEPS_PER_UPDATE steps; an epoch is as many crops as the training split ha
 """
 
 import copy
-import hashlib
 import importlib
-import json
 import queue
 import shutil
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +67,7 @@ class Loader(threading.Thread):
 
     A thread helps where it waits or works outside of Python: reading the mapped file, copying in
     numpy and warping in Pillow let go of the interpreter's lock, and the loop's convolutions do
-    too. Iterating gives (images uint8 `[N, 128, 128, 3]`, gt_offset float32 `[N, 2, 4, 4]`,
-    gt_class_id int64 `[N, 4, 4]`). Batch number i depends on (seed, i) alone, so a resumed run
-    gets the batches that an uninterrupted one would have got.
+    too. Batch number i depends on (seed, i) alone, so a resumed run gets the same ones.
     """
 
     def __init__(self, images_4d_array, label_2d_array, first_step: int, last_step: int, seed: int,
@@ -84,41 +81,27 @@ class Loader(threading.Thread):
         self.wait_seconds = 0.0  # how long the loop has waited for batches
         # Bounded: `put` sleeps while it is full, `get` while it is empty, and memory stays flat.
         self.queue = queue.Queue(maxsize=QUEUE_SIZE)
-        self.stopping = threading.Event()
 
     def run(self) -> None:
         """What the thread does, from start() on."""
         try:
             for step in range(self.first_step, self.last_step):
-                if self.stopping.is_set():
-                    return
                 self.queue.put(self.make_batch(step))
-            self.queue.put(None)  # the end
         except BaseException as error:  # travels through the queue, or the loop would wait for ever
             self.queue.put(error)
 
-    def __iter__(self):
-        while True:
-            start_time = time.perf_counter()
-            item = self.queue.get()
-            self.wait_seconds += time.perf_counter() - start_time
-            if item is None:
-                return
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    def stop(self) -> None:
-        """End the thread. It may sleep in `put`: emptying the queue wakes it."""
-        self.stopping.set()
-        while self.is_alive():
-            try:
-                self.queue.get(timeout=0.05)
-            except queue.Empty:
-                pass
+    def next_batch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        start_time = time.perf_counter()
+        item = self.queue.get()
+        self.wait_seconds += time.perf_counter() - start_time
+        if isinstance(item, BaseException):
+            raise item
+        return item
 
     def make_batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Batch number `step`: crops, and their ground truth on the grid."""
+        """Batch number `step`: crops uint8 `[N, 128, 128, 3]`, and what their cells should answer:
+        gt_offset float32 `[N, 2, 4, 4]`, gt_class_id int64 `[N, 4, 4]`.
+        """
         rng = np.random.default_rng([self.seed, step])
         crops_4d_array = np.empty((BATCH, self.crop_height, self.crop_width, 3), np.uint8)
         label_list = []
@@ -207,11 +190,7 @@ def to_device(batch, device):
 
 
 def augment(images_4d: torch.Tensor, noise_1d: torch.Tensor, generator) -> torch.Tensor:
-    """Random colour, light, contrast, focus and noise for `[N, 3, H, W]`, float, 0 to 255.
-
-    noise_1d: a long strip of normal random numbers, of which each batch takes another stretch:
-    to draw fresh ones for every pixel takes a tenth of the step.
-    """
+    """Random colour, light, contrast, focus and noise for `[N, 3, H, W]`, float, 0 to 255."""
     count, _, height, width = images_4d.shape
 
     def uniform(low, high, channels=1):
@@ -225,6 +204,7 @@ def augment(images_4d: torch.Tensor, noise_1d: torch.Tensor, generator) -> torch
     kernel_4d = torch.full((3, 1, 3, 3), 1 / 9, device=images_4d.device)  # the mean of 3x3
     blurred_4d = nn.functional.conv2d(images_4d, kernel_4d, groups=3)  # each colour by itself
     images_4d[:, :, 1:-1, 1:-1].lerp_(blurred_4d, uniform(0, BLUR))
+    # A random stretch of a long strip: fresh numbers for every pixel take a tenth of the step.
     first = torch.randint(len(noise_1d) - images_4d.numel(), (1,), generator=generator,
                           device=images_4d.device).item()
     noise_4d = noise_1d[first:first + images_4d.numel()].view(count, height, width, 3)
@@ -236,9 +216,8 @@ def detection_loss(output_4d, gt_offset_4d, gt_class_id_3d):
     """Location and confidence loss, each summed over a picture's cells, then the mean of pictures.
 
     output_4d `[N, 5, 4, 4]`, offsets in half cells; gt_offset_4d `[N, 2, 4, 4]` in px;
-    gt_class_id_3d `[N, 4, 4]`. Because it is a mean over pictures, the mean of two half batches'
-    losses is the loss of the whole batch, and so are the gradients. Only BN differs: it normalises
-    each half by its own mean.
+    gt_class_id_3d `[N, 4, 4]`. The mean of two half batches' losses is the whole batch's, and so
+    are the gradients. Only BN differs: it sees each half by itself.
     """
     is_positive_3d = gt_class_id_3d > 0  # [N, 4, 4], bool
     error_4d = output_4d[:, :2] - gt_offset_4d / model.OFFSET_UNIT  # [N, 2, 4, 4]
@@ -282,38 +261,34 @@ def train(options, device: torch.device) -> None:
     draw_crops(options.data, to_device(loader.make_batch(0), device), noise_1d, generator)
     print_plan(options, loader, network, device)
     loader.start()
-    batches = iter(loader)
     progress = Progress(options.updates, "training", first_update)
     loss_list = []
     network.train()
-    try:
-        for update in range(first_update, options.updates):
-            optimizer.param_groups[0]["lr"] = learning_rate(update, options.updates)
-            optimizer.zero_grad()  # forget the gradients of the last update: backward adds to them
-            for step in range(STEPS_PER_UPDATE):
-                images_4d, gt_offset_4d, gt_class_id_3d = to_device(next(batches), device)
-                # A seed for each step, so that --resume goes on with the same random numbers.
-                generator.manual_seed(1_000_003 * options.seed + update * STEPS_PER_UPDATE + step)
-                images_4d = augment(images_4d, noise_1d, generator)  # [16, 3, 128, 128]
-                output_4d = network(images_4d)  # [16, 5, 4, 4]
-                location, confidence = detection_loss(output_4d, gt_offset_4d, gt_class_id_3d)
-                # Divided by the number of steps: the sum of the gradients is then their mean.
-                ((location + U * confidence) / STEPS_PER_UPDATE).backward()
-                loss_list.append(torch.stack((location, confidence)).detach())
-            optimizer.step()  # the update
-            update_average(average, network, update)
+    for update in range(first_update, options.updates):
+        optimizer.param_groups[0]["lr"] = learning_rate(update, options.updates)
+        optimizer.zero_grad()  # forget the gradients of the last update: backward adds to them
+        for step in range(STEPS_PER_UPDATE):
+            images_4d, gt_offset_4d, gt_class_id_3d = to_device(loader.next_batch(), device)
+            # A seed for each step, so that --resume goes on with the same random numbers.
+            generator.manual_seed(1_000_003 * options.seed + update * STEPS_PER_UPDATE + step)
+            images_4d = augment(images_4d, noise_1d, generator)  # [16, 3, 128, 128]
+            output_4d = network(images_4d)  # [16, 5, 4, 4]
+            location, confidence = detection_loss(output_4d, gt_offset_4d, gt_class_id_3d)
+            # Divided by the number of steps: the sum of the gradients is then their mean.
+            ((location + U * confidence) / STEPS_PER_UPDATE).backward()
+            loss_list.append(torch.stack((location, confidence)).detach())
+        optimizer.step()  # the update
+        update_average(average, network, update)
 
-            done = update + 1
-            is_last = done == options.updates
-            if done % SHOW_EVERY == 0 or is_last:
-                curve_dict["train"].append([done, *mean_loss(loss_list, done)])
-                show_progress(progress, done, curve_dict["train"][-1], optimizer, loader)
-                loss_list = []
-            if done % SAVE_EVERY == 0 or is_last:
-                curve_dict["val"].append([done, *val_loss(average, val_batch_list, done)])
-                save_run(options.data, part_dict, dataset_dict, run_dict, done, curve_dict)
-    finally:  # also after Ctrl-C; --resume goes on from the last save
-        loader.stop()
+        done = update + 1
+        is_last = done == options.updates
+        if done % SHOW_EVERY == 0 or is_last:
+            curve_dict["train"].append([done, *mean_loss(loss_list, done)])
+            show_progress(progress, done, curve_dict["train"][-1], optimizer, loader)
+            loss_list = []
+        if done % SAVE_EVERY == 0 or is_last:
+            curve_dict["val"].append([done, *val_loss(average, val_batch_list, done)])
+            save_run(options.data, part_dict, dataset_dict, run_dict, done, curve_dict)
     draw_curves(options.data, curve_dict)
     print_result(progress, curve_dict)
 
@@ -372,14 +347,13 @@ def val_loss(average, val_batch_list, done: int) -> list[float]:
 
 def describe_run(options, dataset_dict, label_2d_array) -> dict:
     """All that makes a run this run: --resume goes on only where all of it is the same."""
-    file_text = json.dumps(dataset_dict["train"]["file_list"])
-    data_hash = hashlib.sha256(file_text.encode() + label_2d_array.tobytes()).hexdigest()
+    data_bytes = repr(dataset_dict["train"]["file_list"]).encode() + label_2d_array.tobytes()
     run_dict = {"--updates": options.updates, "--seed": options.seed, "--mirror": options.mirror,
-                "data (file names and labels)": data_hash[:16],
-                "categories": dataset_dict["category_list"], "LAYER_LIST": model.LAYER_LIST}
-    for module in (model, sys.modules[__name__]):  # the settings: numbers and words in capitals
+                "data (checksum of file names and labels)": zlib.crc32(data_bytes),
+                "categories": dataset_dict["category_list"]}
+    for module in (model, sys.modules[__name__]):  # the settings stand in capitals
         run_dict |= {name: value for name, value in vars(module).items()
-                     if name.isupper() and isinstance(value, (int, float, str))}
+                     if name.isupper() and isinstance(value, (int, float, str, list))}
     return run_dict
 
 

@@ -13,10 +13,6 @@ Writes  to data/results/predictions (or --out, a new folder): NAME.png, drawn; w
 Time    about 20 pictures a second on two CPU cores, most of it to write PNG.
 See     a line a picture with class, score and place; where nothing was found, the best scores.
 Next    python 06_model_analysis.py shows where parameters, memory and time go.
-
-Let the network help with labelling: label 100 pictures, train, let --xml label the others,
-correct them in LabelImg, and give labelimg/ to 01_prepare_data.py --source. LabelImg cuts the
-decimals when it saves, 0.5 px up and left on average: save only what you corrected.
 """
 
 import contextlib

@@ -154,18 +154,6 @@ def print_work(row_list, network, image_4d) -> None:
           f"into the convolutions {best_ms(lambda: folded(image_4d)):.1f} ms.")
 
 
-def gradient_map(layer_list, images_4d, jump: int) -> tuple[np.ndarray, float]:
-    """Mean |gradient| of the middle cell's values at each pixel; and the cell's prior, px."""
-    images_4d = images_4d.float().requires_grad_()
-    feature_4d = nn.Sequential(*layer_list)(images_4d)  # [24, 5, 7, 7]
-    cell = feature_4d.shape[-1] // 2
-    feature_4d[:, :, cell, cell].sum().backward()
-    map_2d = images_4d.grad.abs().mean(dim=(0, 1))  # [224, 224]
-    # Back to numpy: cpu() fetches the numbers from where the network lives, since numpy sees no
-    # card's memory. An output of the network would need detach() first, to let go of its graph.
-    return map_2d.cpu().numpy(), (cell + 0.5) * jump
-
-
 def print_receptive_field(row_list) -> np.ndarray:
     """4. RECEPTIVE FIELD: a layer adds (kernel - 1) x jump to what a cell sees, moves its centre by
     ((kernel - 1)/2 - padding) x jump, and multiplies the jump to the next cell by its stride. The
@@ -173,18 +161,22 @@ def print_receptive_field(row_list) -> np.ndarray:
     """
     cells = row_list[-1]["size"] // row_list[-1]["jump"] // 2 * 2 + 3  # odd: one is in the middle
     side = cells * row_list[-1]["jump"]
-    images_4d = random_pictures(24, side, side).to(pick_device())  # [24, 3, 224, 224]
-    table_list = []
-    for index, row in enumerate(row_list):
+    images_4d = random_pictures(24, side, side).to(pick_device()).float()  # [24, 3, 224, 224]
+    feature_4d, table_list = images_4d.requires_grad_(), []
+    for row in row_list:
+        feature_4d = row["layer"](feature_4d)  # [24, 5, 7, 7] at the end
         if row["kind"] == "conv":
-            layer_list = [row["layer"] for row in row_list[:index + 1]]
-            map_2d_array, prior = gradient_map(layer_list, images_4d, row["jump"])
+            cell, jump = feature_4d.shape[-1] // 2, row["jump"]
+            middle = feature_4d[:, :, cell, cell].sum()
+            gradient_4d, = torch.autograd.grad(middle, images_4d, retain_graph=True)
+            # Back to numpy: cpu() fetches the numbers, since numpy sees no card's memory. Where a
+            # graph hangs on a tensor, as on feature_4d, detach() must come first.
+            map_2d_array = gradient_4d.abs().mean(dim=(0, 1)).cpu().numpy()  # [224, 224]
             column_1d_array = np.flatnonzero(map_2d_array.any(axis=0))  # those with any gradient
-            seen, off = len(column_1d_array), float(column_1d_array.mean()) + 0.5 - prior
-            check(f"what {row['name']} sees", (row["size"], row["centre"] - row["jump"] / 2),
-                  (seen, off))
-            table_list.append((row["name"], row["jump"], row["centre"], row["jump"] / 2, off,
-                               row["size"], seen))
+            seen = len(column_1d_array)
+            off = float(column_1d_array.mean()) + 0.5 - (cell + 0.5) * jump
+            check(f"what {row['name']} sees", (row["size"], row["centre"] - jump / 2), (seen, off))
+            table_list.append((row["name"], jump, row["centre"], jump / 2, off, row["size"], seen))
     print_table(("layer", "jump", "centre", "prior", "off by gradient", "sees, px", "by gradient"),
                 table_list)
     return map_2d_array
@@ -232,26 +224,21 @@ def print_orders(conv_list, image_4d) -> None:
 def predict_memory(row_list, batch: int) -> tuple[list[int], int]:
     """Bytes that each layer saves for backward; and the most that these and gradients take.
 
-    Convolution and BN save their input, ReLU its output; BN also its batch's mean and 1 /
-    deviation. A tensor that two layers save counts once: an in-place ReLU's output is also BN's,
-    and the next convolution's input. A layer's turn of backward needs what it and those before
-    saved, and the gradients of its output and input.
+    Convolution and BN save their input, ReLU its output, which is the next layer's input and counts
+    once; BN also its batch's mean and 1 / deviation. A layer's turn of backward needs what it and
+    those before saved, and the gradients of its output and input.
     """
-    saved_list, peak = [], 0
-    is_saved = False  # is the tensor that comes into this layer saved already?
-    for index, row in enumerate(row_list):
+    saved_list, peak, kind_before = [], 0, None
+    for row in row_list:
         bytes_in, bytes_out = (4 * batch * math.prod(row[key]) for key in ("in_shape", "out_shape"))
-        saved = 0
         if row["kind"] == "ReLU":
-            if not (is_saved and row["layer"].inplace):
-                saved, is_saved = bytes_out, True
+            saved = bytes_out
         else:
-            saved = 0 if is_saved else bytes_in
-            saved += 2 * 4 * row["out_shape"][0] if row["kind"] == "BN" else 0
-            is_saved = False  # a new tensor comes out
-        saved_list.append(saved)
-        gradient_in = bytes_in if index else 0  # nobody asks for the picture's gradient
+            saved = 0 if kind_before == "ReLU" else bytes_in
+        saved_list.append(saved + (2 * 4 * row["out_shape"][0] if row["kind"] == "BN" else 0))
+        gradient_in = bytes_in if kind_before else 0  # nobody asks for the picture's gradient
         peak = max(peak, sum(saved_list) + bytes_out + gradient_in)
+        kind_before = row["kind"]
     return saved_list, peak
 
 
@@ -365,11 +352,10 @@ def print_threads() -> None:
                 "plain Python": lambda: sum(number * number for number in range(300_000))}
 
     def in_two_threads(job):
-        thread_list = [threading.Thread(target=job) for _ in range(2)]
-        for thread in thread_list:
-            thread.start()
-        for thread in thread_list:
-            thread.join()
+        other = threading.Thread(target=job)
+        other.start()
+        job()
+        other.join()
 
     print_table(("two jobs of", "ms in turn", "ms in two threads"), [
         (name, best_ms(lambda: (job(), job())), best_ms(lambda: in_two_threads(job)))
@@ -400,18 +386,17 @@ def draw_layers(path: Path, row_list) -> None:
 def draw_receptive_field(path: Path, map_2d_array, size: int) -> None:
     """What the middle cell looks at; size: px that it can see."""
     half = len(map_2d_array) / 2
-    figure = Figure(figsize=(6.5, 5.5), layout="constrained")
-    axes = figure.subplots()
+    axes = Figure(figsize=(6.5, 5.5), layout="constrained").subplots()
     image = axes.imshow(np.sqrt(map_2d_array / map_2d_array.max()), cmap="magma",
                         extent=(-half, half, half, -half))
-    figure.colorbar(image, label="root of |gradient|, largest = 1")
+    axes.figure.colorbar(image, label="root of |gradient|, largest = 1")
     for side, colour, name in ((size, "tab:green", "can see"), (CELL, "tab:red", "its own cell")):
         axes.add_patch(Rectangle((-side / 2, -side / 2), side, side, fill=False, edgecolor=colour,
                                  linewidth=2, label=f"{name}: {side} px"))
     axes.set(xlabel="px from the prior", ylabel="px from the prior",
              title="what one cell looks at, on random pictures")
     axes.legend(loc="upper left")
-    save_figure(figure, path)
+    save_figure(axes.figure, path)
 
 
 # ---------------------------------------------------------------- the program
@@ -429,11 +414,10 @@ def main() -> None:
     if not 1 <= options.batch <= 100:  # 30 MB of memory a picture
         parser.error("--batch must lie between 1 and 100")
     torch.manual_seed(0)
-    weights_path, device = model.find_weights(options.data), pick_device()
+    device = pick_device()
     try:
-        network, _ = model.load_weights(weights_path, device)
-        print(f"using {weights_path}")
-    except UserError as error:  # there are none, or those of another LAYER_LIST
+        network, _ = model.load_weights(options.data, device)
+    except UserError as error:  # those of another LAYER_LIST
         print(f"{error}\nso this is an untrained network: shapes, counts and bytes are the same")
         network = model.KeypointNet(class_count=3).to(device).eval()
     image_3d_array, _ = model.example(options.data)  # the picture that 02_model.py shows

@@ -489,7 +489,8 @@ def make_data_set(folder, category_list=CATEGORIES, max_per_class=1, val_count=3
 def knowing(monkeypatch):
     """04 finds what the pictures hold; the dict is what the weights know of their data."""
     about_dict = dict(ABOUT)
-    monkeypatch.setattr(model, "load_weights", lambda path, device: (SEES, about_dict))
+    monkeypatch.setattr(model, "load_weights", lambda folder, device: (
+        print(f"using {folder / 'weights.pt'}"), (SEES, about_dict))[1])
     monkeypatch.setattr(model, "fold_batch_norm", lambda network: network)
     monkeypatch.setattr(evaluate, "speed", lambda *arguments: {"network_ms": 1})
     return about_dict

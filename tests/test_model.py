@@ -344,7 +344,7 @@ def test_find_keypoints_does_not_make_torch_warn(request):
 def test_loaded_weights_answer_like_the_saved_network(tmp_path):
     network, path = random_network(), tmp_path / "weights.pt"
     torch.save({"network": network.state_dict(), **ABOUT_DICT}, path)
-    loaded, about_dict = model.load_weights(path)
+    loaded, about_dict = model.load_weights(tmp_path)
     image_4d = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         assert torch.equal(network(image_4d), loaded(image_4d)) and not loaded.training
@@ -356,20 +356,21 @@ def test_weights_that_a_gpu_saved_load_where_there_is_none(tmp_path, monkeypatch
     torch.save({"network": random_network().state_dict(), **ABOUT_DICT}, path)
     real = torch.load
     monkeypatch.setattr(torch, "load", lambda *a, **o: call_list.append(o) or real(*a, **o))
-    model.load_weights(path)
+    model.load_weights(tmp_path)
     options, = call_list
     assert torch.device(options["map_location"]).type == "cpu" and options["weights_only"] is True
 
 
-def test_missing_weights_are_said_to_be_missing(tmp_path):
-    with pytest.raises(UserError, match="03_train"):
-        model.load_weights(tmp_path / "weights.pt")
+def test_missing_weights_are_said_to_be_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "DATA_FOLDER", tmp_path)
+    with pytest.raises(UserError, match="pretrained.pt.*03_train"):
+        model.load_weights(tmp_path)
 
 
 def test_the_data_folders_own_weights_come_before_those_of_the_repository(tmp_path):
-    assert model.find_weights(tmp_path).name == "pretrained.pt"
-    (tmp_path / "weights.pt").write_bytes(b"")
-    assert model.find_weights(tmp_path) == tmp_path / "weights.pt"
+    assert model.load_weights(tmp_path)[1]["category_list"] == ["background", "keyPoint_1", "keyPoint_2"]
+    torch.save({"network": random_network().state_dict(), **ABOUT_DICT}, tmp_path / "weights.pt")
+    assert model.load_weights(tmp_path)[1] == ABOUT_DICT
 
 
 def test_04_and_05_use_a_folded_network_and_are_told_which(tmp_path, capsys):

@@ -119,7 +119,7 @@ def test_02_shows_the_shape_after_every_layer_and_the_grid(drawn, tmp_path):
 
 
 def test_03_writes_weights_checkpoint_and_pictures(trained):
-    network, about_dict = model.load_weights(trained / "weights.pt")
+    network, about_dict = model.load_weights(trained)
     assert about_dict["category_list"] == ["background", "keyPoint_1", "keyPoint_2"]
     assert (trained / "weights.pt").stat().st_size < 1_500_000
     assert torch.load(trained / "checkpoint.pt", weights_only=True)["update"] == 4

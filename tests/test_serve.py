@@ -38,7 +38,7 @@ PICTURE = file_bytes(noise_image(0, 160, 96), "JPEG")
 
 def start_server(data_folder, sample_folder):
     """The service in this process. What it would print is collected in its said_list."""
-    network, about_dict = model.load_weights(data_folder / "weights.pt")
+    network, about_dict = model.load_weights(data_folder)
     server = predict.make_server(("127.0.0.1", 0), model.fold_batch_norm(network), about_dict,
                                  THRESHOLD, sample_folder)
     server.said_list = []  # pytest replaces stdout between tests: no thread may print there

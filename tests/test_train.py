@@ -46,10 +46,6 @@ def found_in_time(function, seconds=10.0):
     return box[0]
 
 
-def stop_in_time(loader):
-    found_in_time(lambda: (loader.stop(), True)[1])
-
-
 # ---------------------------------------------------------------- the loader thread
 
 def same(batch, other):
@@ -59,7 +55,7 @@ def same(batch, other):
 def test_batches_come_in_order_and_each_depends_on_seed_and_step_alone(small_training):
     loader = make_loader(3, 9)
     loader.start()
-    batch_list = found_in_time(lambda: list(loader))
+    batch_list = found_in_time(lambda: [loader.next_batch() for _ in range(6)])
     loader.join(5)
     assert len(batch_list) == 6 and not loader.is_alive()
     other = make_loader(0, 0)  # never started
@@ -97,26 +93,6 @@ def test_the_queue_is_bounded_and_the_thread_sleeps_while_it_is_full(small_train
     cpu_before = time.process_time()
     time.sleep(0.3)
     assert time.process_time() - cpu_before < 0.1  # asleep, not asking again and again
-    loader.stop()
-
-
-def test_the_loader_stops_cleanly_while_it_is_blocked_in_put(small_training, monkeypatch):
-    monkeypatch.setattr(train, "QUEUE_SIZE", 1)
-    loader = make_loader(0, 10 ** 9)
-    loader.start()
-    time.sleep(0.3)
-    assert loader.is_alive()
-    start_time = time.perf_counter()
-    stop_in_time(loader)
-    assert not loader.is_alive() and time.perf_counter() - start_time < 2
-
-
-def test_stopping_twice_after_the_end_or_before_the_start_does_not_hang(small_training):
-    loader = make_loader(0, 2)
-    loader.start()
-    found_in_time(lambda: list(loader))
-    for stopped in (loader, loader, make_loader()):
-        stop_in_time(stopped)
 
 
 def test_an_error_in_the_thread_reaches_the_loop(small_training):
@@ -132,8 +108,8 @@ def test_an_error_in_the_thread_reaches_the_loop(small_training):
     def consume():
         got_list = []
         try:
-            for item in loader:
-                got_list.append(item)
+            while True:
+                got_list.append(loader.next_batch())
         except ValueError as error:
             return got_list, str(error)
     assert found_in_time(consume) == ([0, 1], "step 2 is broken")
@@ -141,20 +117,20 @@ def test_an_error_in_the_thread_reaches_the_loop(small_training):
     assert not loader.is_alive()
 
 
-def test_an_error_in_a_full_queue_does_not_keep_the_loader_from_stopping(
+def test_the_loader_thread_does_not_keep_a_dying_program_alive():
+    assert make_loader().daemon
+
+
+def test_an_error_in_a_full_queue_reaches_the_loop_after_what_was_made_before(
         small_training, monkeypatch):
     monkeypatch.setattr(train, "QUEUE_SIZE", 1)
     loader = make_loader(0, 5)
     loader.make_batch = lambda step: step if step == 0 else 1 / 0
     loader.start()
-    time.sleep(0.2)
-    assert loader.is_alive()  # the error waits for its place in the queue
-    stop_in_time(loader)
-    assert not loader.is_alive()
-
-
-def test_the_loader_thread_does_not_keep_a_dying_program_alive():
-    assert make_loader().daemon
+    time.sleep(0.2)  # the error waits for its place in the queue
+    assert found_in_time(loader.next_batch) == 0
+    with pytest.raises(ZeroDivisionError):
+        loader.next_batch()
 
 
 # ---------------------------------------------------------------- labels follow the picture
@@ -632,7 +608,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
 def test_trained_weights_load_and_know_their_data_set(small_training, own, tmp_path, monkeypatch):
     data = copy_of(own, tmp_path)
     run(monkeypatch, data, 2, "--mirror")
-    network, about_dict = model.load_weights(data / "weights.pt")
+    network, about_dict = model.load_weights(data)
     dataset_dict = json.loads((data / "dataset.json").read_text(encoding="utf-8"))
     for key in ("category_list", "box_size", "max_per_class"):
         assert about_dict[key] == dataset_dict[key]
@@ -642,8 +618,11 @@ def test_trained_weights_load_and_know_their_data_set(small_training, own, tmp_p
 
 
 def test_the_loader_thread_has_ended_when_training_has(small_training, own, tmp_path, monkeypatch):
+    before_set = set(threading.enumerate())
     run(monkeypatch, copy_of(own, tmp_path), 2)
-    assert not any(isinstance(thread, train.Loader) for thread in threading.enumerate())
+    for thread in set(threading.enumerate()) - before_set:
+        thread.join(5)
+        assert not thread.is_alive()
 
 
 # ---------------------------------------------------------------- where there is no data set yet
