@@ -458,16 +458,13 @@ def draw_pictures(data_folder: Path, count: int, seed: int) -> None:
     folder.mkdir(exist_ok=True)
     print(f"drawing {count} pictures into {folder}; your own pictures: --source FOLDER")
     draw = functools.partial(draw_picture, seed=seed, folder=folder)
-    # Leaving the `with` ends the processes, also after Ctrl-C. Windows waits for 63 at most.
-    with multiprocessing.Pool(min(os.cpu_count() or 1, 60), leave_signals_to_parent) as pool:
+    # Leaving the `with` ends the processes. Ctrl-C reaches all of a terminal; they leave it to this
+    # one. Windows waits for 63 at most.
+    with multiprocessing.Pool(min(os.cpu_count() or 1, 60), signal.signal,
+                              (signal.SIGINT, signal.SIG_IGN)) as pool:
         drawn = pool.imap_unordered(draw, range(count), chunksize=8)
         for _ in track(range(count), "drawing"):
             next(drawn)
-
-
-def leave_signals_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with this the pool ends them
 
 
 def main() -> None:
