@@ -29,10 +29,10 @@ from common import (CELL, REACH, UserError, colour_of, command, files_in, make_p
                     names_to_draw, pad_image, print_table, read_image, replacing, round_up_to_cell,
                     run_main, save_close_ups, track, write_json, write_labelimg_xml)
 
-SPLIT_LIST = ["train", "val", "test"]  # to learn from, to choose on, for the figure at the end
-TRAIN_SHARE = 0.8  # of a folder without splits; a tenth of it becomes val
+SPLIT_LIST = ["train", "val", "test"]  # to learn from, to choose settings on, for the final score
+TRAIN_SHARE = 0.8  # of a folder without splits; a tenth of these become val
 
-PICTURE_COUNT = 1465  # to draw; as many as the rig that this was first written for had taken
+PICTURE_COUNT = 1465  # to draw
 HEIGHT, WIDTH = 1920, 320  # px, of a drawn picture
 BOX_SIDE = 30  # px; the label's box round a drawn mark, which is about 28 px across
 EDGE_MARGIN = 12  # px; how near to the edge a mark may be: its box may be cut there
@@ -79,7 +79,7 @@ def find_centre(low: float, high: float, length: int, side: float | None) -> flo
     >>> find_centre(0, 18, length=320, side=30), find_centre(0, 18, length=320, side=None)
     (3.0, 9.0)
     """
-    is_low_cut, is_high_cut = low <= 1, high >= length  # LabelImg writes 1 there, not 0
+    is_low_cut, is_high_cut = low <= 1, high >= length  # LabelImg writes 1 for 0
     if side is None or is_low_cut == is_high_cut:
         return (low + high) / 2
     return high - side / 2 if is_low_cut else low + side / 2
@@ -242,7 +242,7 @@ def count_collisions(label_2d_array: np.ndarray, max_per_class: int) -> int:
 
     With several of a class in a picture, the best of nine cells answers.
 
-    >>> count_collisions(np.array([[0, 1, 40, 40], [0, 2, 60, 60], [0, 2, 70, 60]]), 1)
+    >>> count_collisions(np.array([[0, 1, 40, 40], [0, 2, 60, 60], [1, 2, 40, 40]]), 1)
     1
     """
     taken_dict, lost = {}, 0
@@ -250,7 +250,8 @@ def count_collisions(label_2d_array: np.ndarray, max_per_class: int) -> int:
         column, row = x // CELL, y // CELL
         nine_list = [taken_dict.get((index, row + down, column + right))
                      for down in (-1, 0, 1) for right in (-1, 0, 1)]
-        if nine_list[4] or (max_per_class > 1 and class_id in nine_list):
+        own = nine_list[4]
+        if own or (max_per_class > 1 and class_id in nine_list):
             lost += 1
         else:
             taken_dict[index, row, column] = class_id
@@ -294,9 +295,10 @@ def check_place(data_folder: Path, picture_count: int) -> None:
         was_drawn = json.loads(path.read_text(encoding="utf-8"))["drawn"]
     except (OSError, ValueError, TypeError, KeyError):
         was_drawn = None
-    other_list = []
-    if was_drawn not in ([True] if picture_count else [True, False]):
-        other_list += [path, *data_folder.glob("*_images.npy"), *data_folder.glob("*_labels.npy")]
+    # A drawing may replace a drawing, a reading all that this script made.
+    is_ours = was_drawn is True or (was_drawn is False and not picture_count)
+    other_list = [] if is_ours else [path, *data_folder.glob("*_images.npy"),
+                                     *data_folder.glob("*_labels.npy")]
     if picture_count:
         own_set = {f"{index:05d}" for index in range(picture_count)} if was_drawn else set()
         other_list += [path for path in sorted(data_folder.glob("images/[!.]*"))
@@ -325,13 +327,14 @@ def draw_contact_sheet(data_folder: Path, dataset_dict: dict) -> None:
 # ---------------------------------------------------------------- the drawing
 
 MARK_LIST = ["keyPoint_1", "keyPoint_2"]
-DISTRACTOR_LIST = ["ring", "screw", "cross", "disc", "half", "quarter"]  # parts of marks, no marks
+# Parts of marks, but no marks: to tell them apart the network must see all of a mark.
+DISTRACTOR_LIST = ["ring", "screw", "cross", "disc", "half", "quarter"]
 
 
 def outside(name, u, v):
-    """How many px the point (u, v), measured from the mark's middle, lies outside of a shape.
+    """Signed distance from (u, v), seen from the mark's middle, to a shape in px: inside below 0.
 
-    Inside it is less than 0. The smallest of several joins shapes, the largest intersects them.
+    The smallest of several distances joins shapes, the largest intersects them.
     """
     disc = np.hypot(u, v) - 12.5
     ring = np.abs(disc) - 1.5
@@ -349,7 +352,7 @@ def outside(name, u, v):
 
 def paint(picture_3d_array, x, y, angle, scale, name, colour, opacity=1.0) -> None:
     """Paint a shape at the sub-pixel place (x, y), turned by `angle` (radians) and scaled."""
-    reach = math.ceil(28 * scale)
+    reach = math.ceil(28 * scale)  # px; the corners of the paper are 24 px from its middle
     height, width = picture_3d_array.shape[:2]
     top, bottom = max(0, int(y) - reach), min(height, int(y) + reach)
     left, right = max(0, int(x) - reach), min(width, int(x) + reach)
@@ -458,10 +461,10 @@ def draw_pictures(data_folder: Path, count: int, seed: int) -> None:
     folder.mkdir(exist_ok=True)
     print(f"drawing {count} pictures into {folder}; your own pictures: --source FOLDER")
     draw = functools.partial(draw_picture, seed=seed, folder=folder)
-    # Leaving the `with` ends the processes. Ctrl-C reaches all of a terminal; they leave it to this
-    # one. Windows waits for 63 at most.
-    with multiprocessing.Pool(min(os.cpu_count() or 1, 60), signal.signal,
-                              (signal.SIGINT, signal.SIG_IGN)) as pool:
+    # Leaving the `with` ends the processes. Ctrl-C reaches all of a terminal: each of them begins
+    # with signal.signal(...), and leaves it to this one. Windows waits for 63 at most.
+    with multiprocessing.Pool(min(os.cpu_count() or 1, 60), initializer=signal.signal,
+                              initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         drawn = pool.imap_unordered(draw, range(count), chunksize=8)
         for _ in track(range(count), "drawing"):
             next(drawn)

@@ -2,11 +2,11 @@
 
     python 02_model.py
 
-Reads   a picture of data/sample and its label; of your own data with --data my_data.
+Reads   a picture of data/sample; of your own data with --data my_data.
 Writes  data/results/grid.png: the grid laid over the picture, and what each cell should answer.
 Time    a second.
-See     1920x320 px become a grid of 60x10 cells with five values each, and a keypoint survive
-        match and decode.
+See     how 1920x320 px become a grid of 60x10 cells with five values each, and how a keypoint comes
+        back out of match and decode.
 Next    python 03_train.py trains what stands here.
 
 Every cell of the grid looks after 32x32 px. Its prior is its centre, and it answers with five
@@ -104,10 +104,8 @@ def match(label_2d_array: np.ndarray, picture_count: int, rows: int, columns: in
 
     The cell that a keypoint lies in learns it. Where it lies within 8 px of a border, the cell on
     the other side learns it, too, since it looks much the same from there: one label teaches one,
-    two or four cells (YOLOv5 does nearly so, FCOS and YOLOX in their way). Where two keypoints
-    compete for a cell, the nearer to the prior wins. So a keypoint keeps its own cell against
-    one next door.
-    A keypoint may lie outside of the grid: it teaches those cells along the rim that it is near to.
+    two or four cells. Where two keypoints compete for a cell, the nearer to its prior wins. A
+    keypoint just outside of the grid teaches the cells along the rim in the same way.
 
     >>> gt_offset, gt_class_id = match(np.array([[0, 2, 39, 20]]), 1, 2, 3)
     >>> gt_class_id[0].tolist()  # it lies at row 0, column 1, near the border to column 0 ...
@@ -123,10 +121,9 @@ def match(label_2d_array: np.ndarray, picture_count: int, rows: int, columns: in
         for row in range(max(0, own_row - 1), min(rows, own_row + 2)):
             for column in range(max(0, own_column - 1), min(columns, own_column + 2)):
                 dx, dy = x - (column + 0.5) * CELL, y - (row + 0.5) * CELL
-                distance = max(abs(dx), abs(dy))
-                is_own = (row, column) == (own_row, own_column)
+                distance = max(abs(dx), abs(dy))  # 16 at the cell's border, 24 where its reach ends
                 cell = int(picture), row, column
-                if (is_own or distance < NEIGHBOUR_REACH) and distance < distance_3d_array[cell]:
+                if distance < NEIGHBOUR_REACH and distance < distance_3d_array[cell]:
                     distance_3d_array[cell] = distance
                     gt_class_id_3d_array[cell] = class_id
                     gt_offset_4d_array[int(picture), :, row, column] = dx, dy
@@ -134,7 +131,7 @@ def match(label_2d_array: np.ndarray, picture_count: int, rows: int, columns: in
 
 
 def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0.5):
-    """Network output into keypoints, without comparing boxes (NMS).
+    """Network output into keypoints. No boxes are compared: it does without NMS.
 
     Returns for each picture (keypoint_2d `[K, 2]`: x and y in px, class_id_1d `[K]`, score_1d
     `[K]`: probability, 0 to 1). max_per_class: the most keypoints that one class has in a picture
@@ -147,13 +144,16 @@ def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0
     score_4d = output_4d[:, 2:].softmax(dim=1)[:, 1:]  # [N, 2, 60, 10]; background is left out
     priors_3d = make_priors(*score_4d.shape[2:], output_4d.device)  # [2, 60, 10]
     place_4d = priors_3d + output_4d[:, :2] * OFFSET_UNIT  # [N, 2, 60, 10]
+    # The index of the best cell, counted row by row: 23 is the one at row 2, column 3.
     if max_per_class == 1:
-        best_4d = score_4d.flatten(2).argmax(dim=2)[:, :, None, None]  # [N, 2, 1, 1]
+        best_2d = score_4d.flatten(start_dim=2).argmax(dim=2)  # [N, 2], of the whole picture
+        best_4d = best_2d[:, :, None, None]  # [N, 2, 1, 1], to be compared with all cells
     else:
         best_4d = best_of_nine(score_4d, place_4d, priors_3d)  # [N, 2, 60, 10]
-    # The cells' numbers are compared, not scores: a sure network gives neighbours exactly 1.
-    number_2d = torch.arange(priors_3d[0].numel(), device=best_4d.device).view_as(priors_3d[0])
-    answers_4d = (best_4d == number_2d) & (score_4d >= threshold)  # [N, 2, 60, 10], bool
+    # A cell answers if the best is itself. An index is never shared; a score may be: a sure network
+    # gives neighbours exactly 1.
+    index_2d = torch.arange(priors_3d[0].numel(), device=best_4d.device).view_as(priors_3d[0])
+    answers_4d = (best_4d == index_2d) & (score_4d >= threshold)  # [N, 2, 60, 10], bool
     result_list = []
     for answers_3d, score_3d, place_3d in zip(answers_4d, score_4d, place_4d):
         class_index_1d, row_1d, column_1d = answers_3d.nonzero(as_tuple=True)  # [K] each
@@ -163,19 +163,20 @@ def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0
 
 
 def best_of_nine(score_4d, place_4d, priors_3d) -> torch.Tensor:
-    """Which of a cell and its eight neighbours is the best: its number, `[N, 2, 60, 10]`.
+    """For each cell the index of the best of itself and its eight neighbours, `[N, 2, 60, 10]`.
 
-    A cell between two keypoints may repeat the one; as the strongest it would silence the other,
-    too. So a cell competes only if its answer lies inside it, or 2 px beyond, since on the border
-    itself either cell may answer. A place outside of the grid counts as on its rim.
+    A cell between two keypoints may point to either. If its score were the highest, it would
+    silence the cells of both. So a cell competes only if its answer lies inside of it, or up to 2
+    px beyond, since on a border either side may answer; outside of the grid counts as on its rim.
     """
     rows, columns = score_4d.shape[2:]
     x_3d = place_4d[:, 0].clamp(0, columns * CELL)  # [N, 60, 10]
     y_3d = place_4d[:, 1].clamp(0, rows * CELL)
     far_3d = (x_3d - priors_3d[0]).abs().maximum((y_3d - priors_3d[1]).abs())  # px
-    score_4d = score_4d * (far_3d <= CELL / 2 + 2)[:, None]  # [N, 2, 60, 10]
+    competes_4d = (far_3d <= CELL / 2 + 2)[:, None]  # [N, 1, 60, 10], bool
+    score_4d = score_4d.where(competes_4d, -1)
     _, best_4d = nn.functional.max_pool2d(score_4d, 3, stride=1, padding=1, return_indices=True)
-    return best_4d
+    return best_4d.where(competes_4d, -1)  # no cell has the index -1
 
 
 def receptive_field(layer_list=None) -> tuple[int, int, float]:
@@ -210,7 +211,7 @@ def fold_batch_norm(network: KeypointNet) -> KeypointNet:
 
 
 def load_weights(data_folder: Path, device="cpu") -> tuple[KeypointNet, dict]:
-    """The data folder's network, else the repository's, ready for use; and what it knows of its data.
+    """The data folder's network, else the repository's, ready for use; and what it knows of data.
 
     The dict has "category_list", "box_size" (px) and "max_per_class". weights_only=True reads
     tensors and plain values and executes nothing that a file may hold. Raises UserError.
@@ -253,8 +254,13 @@ def find_keypoints(network: KeypointNet, about_dict: dict, image_3d_array: np.nd
                    threshold: float = 0.5) -> list[dict]:
     """Keypoints of a picture, uint8 `[H, W, 3]` of any size: dicts of class, x, y, score, box."""
     output_4d = run_network(network, image_3d_array)  # [1, 5, 60, 10]
-    result, = decode(output_4d, about_dict["max_per_class"], threshold)  # a list of one: unpacked
-    height, width = image_3d_array.shape[:2]
+    return to_dicts(output_4d, about_dict, *image_3d_array.shape[:2], threshold)
+
+
+def to_dicts(output_4d: torch.Tensor, about_dict: dict, height: int, width: int,
+             threshold: float) -> list[dict]:
+    """The network's output for one picture of height x width px, decoded and with names."""
+    result = decode(output_4d, about_dict["max_per_class"], threshold)[0]
     half_width, half_height = (side / 2 for side in about_dict["box_size"])
     keypoint_list = []
     for (x, y), class_id, score in zip(*(tensor.tolist() for tensor in result)):
@@ -317,9 +323,9 @@ def show_match_and_decode(label_2d_array: np.ndarray, rows: int, columns: int) -
     # What a perfect network would answer. one_hot makes 1, 0 of background and 0, 1 of class 1.
     offset_4d = torch.from_numpy(gt_offset_4d_array) / OFFSET_UNIT  # [1, 2, 60, 10]
     class_id_3d = torch.from_numpy(gt_class_id_3d_array)  # [1, 60, 10]
-    score_4d = 20.0 * nn.functional.one_hot(class_id_3d).permute(0, 3, 1, 2)  # [1, 2, 60, 10]
+    score_4d = 20.0 * nn.functional.one_hot(class_id_3d).permute(0, 3, 1, 2)  # sure: exp(20) to 1
     output_4d = torch.cat((offset_4d, score_4d), dim=1)  # [1, 4, 60, 10]
-    result, = decode(output_4d, len(label_2d_array))  # the comma unpacks a list of one
+    result = decode(output_4d, max_per_class=len(label_2d_array))[0]
     for (x, y), class_id, score in zip(*(tensor.tolist() for tensor in result)):
         print(f"decode: class {class_id} at x {x:.2f}, y {y:.2f}, score {score:g}")
 
@@ -354,7 +360,7 @@ def draw_grid(path: Path, image_3d_array: np.ndarray, label_2d_array: np.ndarray
     _, _, x, y = label_2d_array[0]
     axes.set(xlim=(max(0, x - 112), min(width, x + 112)),
              ylim=(min(height, y + 96), max(0, y - 96)), xlabel="x, px", ylabel="y, px",
-             title="coloured cells learn the keypoint (red): class, and dx, dy from their prior (+)")
+             title="coloured cells learn the keypoint (red): class; dx, dy from their prior (+)")
     save_figure(axes.figure, path)
 
 

@@ -39,24 +39,25 @@ from common import (CELL, Progress, UserError, command, is_default, make_parser,
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
 
-UPDATES = 8000  # changes of the weights; not epochs: 100 pictures are learned as long as 1,000
+UPDATES = 8000  # changes of the weights, however many pictures there are
 STEPS_PER_UPDATE = 2  # their gradients add up: a batch of 32 with the memory of 16
 BATCH = 16  # crops a step
-CROP = 128  # px; side of the squares that are cut out for training. A cell sees 142 px: here every
-#             cell sees a rim of zero padding, in a whole picture only those at its rim do
+# A cell sees 142 px: in a crop every cell sees some of the zero padding, in a whole picture only
+# those at its rim do. Larger crops were worse for the same work (docs/experiments.md).
+CROP = 128  # px; side of the squares that are cut out for training
 KEYPOINT_SHARE = 0.75  # of the crops lie round a keypoint, the others anywhere
 QUEUE_SIZE = 8  # batches; enough to bridge a slow one, and few megabytes
 LEARNING_RATE = 6e-3  # the largest
 WARM_UP = 0.025  # share of the run in which the learning rate rises from 0
 HALVINGS = 5  # of the learning rate, evenly over the run
 LOCATION_LOSS = "L1"  # |error|; or "MSE", its square, which cares little about small errors
-U = 0.3  # weight of the confidence loss against the location loss
+U = 0.3  # loss = location + U x confidence
 HARD_NEGATIVES = 6  # background cells a crop that count: those with the largest loss
-AVERAGE_DECAY = 0.998  # of the moving average of the weights: it looks back over 500 updates
-LIGHT, CONTRAST, COLOUR = 0.25, 0.25, 0.08  # largest random change, as a share
-NOISE, BLUR = 8.0, 1.0  # largest random noise (grey levels) and share of a 3x3 mean
-TURN, ZOOM = 20.0, 0.25  # a warped crop is turned by up to so many degrees, zoomed by such a share
-WARP_PICTURES = 100  # of so many all crops are warped, of 1,000 a tenth: few need variety more
+AVERAGE_DECAY = 0.998  # of the weights' moving average (EMA): it looks back over 500 updates
+LIGHT, CONTRAST, COLOUR = 0.25, 0.25, 0.08  # largest random change: 0.25 is 25 %
+NOISE, BLUR = 8.0, 1.0  # grey levels; 1.0 replaces each pixel by the mean of 3x3
+TURN, ZOOM = 20.0, 0.25  # a warp turns by up to 20 degrees and zooms by 0.75 to 1.25
+WARP_PICTURES = 100  # 100 / pictures is the share of warped crops: few pictures need variety more
 SHOW_EVERY, SAVE_EVERY = 50, 500  # updates between two progress lines, two checkpoints
 
 
@@ -66,8 +67,8 @@ class Loader(threading.Thread):
     """Cuts crops out of the pictures in a thread of its own, and hands batches over in a queue.
 
     A thread helps where it waits or works outside of Python: reading the mapped file, copying in
-    numpy and warping in Pillow let go of the interpreter's lock, and the loop's convolutions do
-    too. Batch number i depends on (seed, i) alone, so a resumed run gets the same ones.
+    numpy and warping in Pillow let go of Python's lock (GIL), and the loop's convolutions do too.
+    Batch number i depends on (seed, i) alone, so a resumed run gets the same ones.
     """
 
     def __init__(self, images_4d_array, label_2d_array, first_step: int, last_step: int, seed: int,
@@ -87,7 +88,7 @@ class Loader(threading.Thread):
         try:
             for step in range(self.first_step, self.last_step):
                 self.queue.put(self.make_batch(step))
-        except BaseException as error:  # travels through the queue, or the loop would wait for ever
+        except BaseException as error:  # through the queue: otherwise the loop would wait for ever
             self.queue.put(error)
 
     def next_batch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -130,7 +131,8 @@ class Loader(threading.Thread):
         top = int(np.clip(top, 0, height - self.crop_height))
         picture_3d_array = self.images_4d_array[int(picture)]  # [1920, 320, 3]; still on the disk
         crop_3d_array = picture_3d_array[top:top + self.crop_height, left:left + self.crop_width]
-        first, last = np.searchsorted(self.label_2d_array[:, 0], (picture, picture + 1))  # sorted
+        # 01 writes the labels picture by picture: those of one are a stretch, found by bisection.
+        first, last = np.searchsorted(self.label_2d_array[:, 0], (picture, picture + 1))
         label_2d_array = self.label_2d_array[first:last].copy()
         if rng.random() < self.warp_share:
             crop_3d_array, label_2d_array[:, 2:] = warp(
@@ -144,24 +146,24 @@ class Loader(threading.Thread):
 
 
 def warp(rng, picture_3d_array, left, top, crop_shape, place_2d_array):
-    """A crop of the picture, turned and zoomed a little about its middle; places `[M, 2]` as well.
+    """A crop of the picture, turned and zoomed about its middle; its places `[M, 2]` move along.
 
-    Place p of the picture comes to lie at turn (p - middle) + half of the crop.
+    new place = matrix (place - middle) + half. Pillow asks where a new pixel comes from:
+    place = inverse (new place - half) + middle. Black comes from beyond the picture.
     """
     angle, zoom = np.radians(rng.uniform(-TURN, TURN)), rng.uniform(1 - ZOOM, 1 + ZOOM)
-    turn_2d_array = zoom * np.array([[np.cos(angle), -np.sin(angle)],
-                                     [np.sin(angle), np.cos(angle)]])
+    matrix_2d_array = zoom * np.array([[np.cos(angle), -np.sin(angle)],
+                                       [np.sin(angle), np.cos(angle)]])
     height, width = crop_shape[:2]
     half = np.array([width / 2, height / 2])
     middle = half + (left, top)
-    place_2d_array = (place_2d_array - middle) @ turn_2d_array.T + half
-    # Pillow asks the other way round, from where a pixel comes: p = inverse (q - half) + middle.
-    # It gets the crop and two cells round it: to copy the whole picture would take too long.
+    place_2d_array = (place_2d_array - middle) @ matrix_2d_array.T + half
+    # Pillow gets the crop and two cells round it: to copy the whole picture would take too long.
     x, y = max(0, left - 2 * CELL), max(0, top - 2 * CELL)
-    around_3d_array = picture_3d_array[y:top + height + 2 * CELL, x:left + width + 2 * CELL]
-    inverse_2d_array = np.linalg.inv(turn_2d_array)
+    part_3d_array = picture_3d_array[y:top + height + 2 * CELL, x:left + width + 2 * CELL]
+    inverse_2d_array = np.linalg.inv(matrix_2d_array)
     shift_x, shift_y = middle - (x, y) - inverse_2d_array @ half
-    image = Image.fromarray(np.ascontiguousarray(around_3d_array)).transform(
+    image = Image.fromarray(np.ascontiguousarray(part_3d_array)).transform(
         (width, height), Image.Transform.AFFINE,
         (*inverse_2d_array[0], shift_x, *inverse_2d_array[1], shift_y), Image.Resampling.BILINEAR)
     return np.asarray(image), place_2d_array
@@ -290,7 +292,7 @@ def train(options, device: torch.device) -> None:
             curve_dict["val"].append([done, *val_loss(average, val_batch_list, done)])
             save_run(options.data, part_dict, dataset_dict, run_dict, done, curve_dict)
     draw_curves(options.data, curve_dict)
-    print_result(progress, curve_dict)
+    print_result(options.data, curve_dict)
 
 
 def learning_rate(update: int, updates: int) -> float:
@@ -346,7 +348,7 @@ def val_loss(average, val_batch_list, done: int) -> list[float]:
 # ---------------------------------------------------------------- round the loop: save and go on
 
 def describe_run(options, dataset_dict, label_2d_array) -> dict:
-    """All that makes a run this run: --resume goes on only where all of it is the same."""
+    """All settings of a run, and its data: --resume goes on only where they are the same."""
     data_bytes = repr(dataset_dict["train"]["file_list"]).encode() + label_2d_array.tobytes()
     run_dict = {"--updates": options.updates, "--seed": options.seed, "--mirror": options.mirror,
                 "data (checksum of file names and labels)": zlib.crc32(data_bytes),
@@ -365,7 +367,7 @@ def save_run(data_folder: Path, part_dict, dataset_dict, run_dict, update: int, 
     checkpoint_dict = {**state_dict, "update": update, "curves": curve_dict, "run": run_dict}
     for name, content in (("weights.pt", weights_dict), ("checkpoint.pt", checkpoint_dict)):
         path = data_folder / name
-        if path.is_file() and len(curve_dict["val"]) == 1:  # what an earlier run has learned
+        if path.is_file() and len(curve_dict["val"]) == 1:  # a first save keeps the earlier run's
             with replacing(path.with_suffix(".old.pt")) as temporary:
                 shutil.copyfile(path, temporary)
         try:
@@ -420,11 +422,11 @@ def show_progress(progress, done: int, row, optimizer, loader) -> None:
                         f"{loader.wait_seconds / steps * 1e3:.1f} waiting")
 
 
-def print_result(progress, curve_dict) -> None:
+def print_result(data_folder: Path, curve_dict) -> None:
     _, location, confidence = curve_dict["val"][-1]
-    print(f"{time.perf_counter() - progress.start_time:.0f} s; validation loss "
-          f"{location + U * confidence:.4f} = {location:.4f} + {U:g} x {confidence:.4f}; "
-          "wrote weights.pt, results/loss.png and results/train_crops.png")
+    print(f"validation loss {location + U * confidence:.4f} = {location:.4f} + {U:g} x "
+          f"{confidence:.4f}\nwrote weights.pt, checkpoint.pt, results/loss.png and "
+          f"results/train_crops.png to {data_folder}")
 
 
 def draw_crops(data_folder: Path, batch, noise_1d, generator) -> None:

@@ -1,6 +1,6 @@
 """Lesson 4: how good is it? Precision and recall, confusion matrix, pixel error, robustness, speed.
 
-    python 04_evaluate.py                  # the test split: the figure at the end
+    python 04_evaluate.py                  # the test split: the final score
     python 04_evaluate.py --split val      # to compare settings, and to choose a threshold
     python 04_evaluate.py --split train    # finds labels that are probably wrong
 
@@ -12,8 +12,8 @@ Time    about a minute on two CPU cores, three for train; with --quick (no robus
 See     precision and recall near 1, errors far below 3 px, and what a blind guess would get.
 Next    python 05_predict.py finds keypoints in pictures of your own.
 
-A threshold is chosen on val, where precision_recall_val.png shows what it trades. One chosen on
-test would look better there than on any new picture.
+A threshold is chosen on val: precision_recall_val.png shows how many misses a higher one costs, and
+how many false alarms it saves. One chosen on test would look better there than on new pictures.
 """
 
 import importlib
@@ -33,9 +33,9 @@ from common import (CELL, UserError, colour_of, command, make_parser, names_to_d
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
 
-PAIR_RADIUS = 10.0  # px; a prediction farther than this from every label is a false alarm
-SHIFT_PICTURES = 40  # the shift test looks at so many at most, 32 times at each
-SPEED_RUNS = 40  # the median of so many is quoted; a machine has always something else to do
+PAIR_RADIUS = 10.0  # px; farther apart, a prediction and a label are no pair
+SHIFT_PICTURES = 40  # the most that the shift test looks at, 32 times each
+SPEED_RUNS = 40  # of which the median is told: a machine has always something else to do
 SUSPICIOUS_ERROR = 4.0  # px; a label this far from its prediction is worth a look
 
 
@@ -62,34 +62,38 @@ def predict(network, about_dict, images, threshold):
 
 
 def pair(prediction_list, truth_list):
-    """Pair labels and predictions into (truth, prediction); each of both is in exactly one pair.
+    """Pair labels and predictions into (truth, prediction), one to one.
 
-    One to one, nearest first, at most 10 px apart: first those of the same class (right), then,
-    among what is left, those of different classes (confused). What is still left is paired with
-    background, class 0, at its own place: such a label is missed, such a prediction is a false
-    alarm. All that follows is counted from these pairs.
+    Nearest first, at most 10 px apart: first those of the same class (right), then, among what is
+    left, those of different classes (confused). What is still left is paired with background,
+    class 0, at its own place: such a label is missed, such a prediction is a false alarm. All that
+    follows is counted from these pairs.
 
     >>> near, far = Keypoint(0, 1, 50, 53), Keypoint(0, 1, 58, 50)
     >>> pair_list = pair([far, near], [Keypoint(0, 1, 50, 50)])
     >>> [(truth.class_id, prediction.class_id) for truth, prediction in pair_list]
     [(0, 1), (1, 1)]
     """
-    labels_dict = {}  # picture -> its labels, each with its number
-    for j, truth in enumerate(truth_list):
-        labels_dict.setdefault(truth.picture, []).append((j, truth))
+    labels_dict = {}  # picture -> its labels, each with its index
+    for truth_index, truth in enumerate(truth_list):
+        labels_dict.setdefault(truth.picture, []).append((truth_index, truth))
+    # Every pair that is possible: is it confused? its distance; the indices of both.
     candidate_list = []
-    for i, prediction in enumerate(prediction_list):
-        for j, truth in labels_dict.get(prediction.picture, []):
+    for index, prediction in enumerate(prediction_list):
+        for truth_index, truth in labels_dict.get(prediction.picture, []):
             distance = prediction.distance_to(truth)
             if distance <= PAIR_RADIUS:
-                candidate_list.append((prediction.class_id != truth.class_id, distance, i, j))
+                is_confused = prediction.class_id != truth.class_id
+                candidate_list.append((is_confused, distance, index, truth_index))
+    # The best come first, False before True. Who has a partner is free no more.
     pair_list = []
-    alone_dict, missed_dict = dict(enumerate(prediction_list)), dict(enumerate(truth_list))
-    for _, _, i, j in sorted(candidate_list):  # of one class first: False comes before True
-        if i in alone_dict and j in missed_dict:
-            pair_list.append((missed_dict.pop(j), alone_dict.pop(i)))
+    free_dict, missed_dict = dict(enumerate(prediction_list)), dict(enumerate(truth_list))
+    for _, _, index, truth_index in sorted(candidate_list):
+        if index in free_dict and truth_index in missed_dict:
+            pair_list.append((missed_dict.pop(truth_index), free_dict.pop(index)))
+    # What is left has background for a partner.
     pair_list += [(truth, truth._replace(class_id=0)) for truth in missed_dict.values()]
-    pair_list += [(alone._replace(class_id=0), alone) for alone in alone_dict.values()]
+    pair_list += [(alarm._replace(class_id=0), alarm) for alarm in free_dict.values()]
     return sorted(pair_list)  # by picture, a Keypoint's first value
 
 
@@ -120,7 +124,7 @@ def precision_recall(matrix_2d_array, class_id_list):
 
 
 def share(part, whole):
-    """With nothing to divide by there is no such number: None."""
+    """part / whole; None where there is nothing to divide by."""
     return round(float(part / whole), 4) if whole else None
 
 
@@ -161,7 +165,7 @@ def error_px(pair_list):
 
 
 def distance_to_best(prediction_list, truth_list):
-    """Mean px from each label to the likeliest prediction of its class, however unlikely it is.
+    """Mean px from labels to the likeliest prediction of their class, however unlikely it is.
 
     DeepLabCut and Lightning Pose report this. One answer cannot stand for several labels of a
     class, though: there it is None.
@@ -176,7 +180,7 @@ def distance_to_best(prediction_list, truth_list):
 
 
 def summarise(pair_list, all_list, truth_list, picture_count, category_list):
-    """All of metrics.json that needs the predictions alone."""
+    """What metrics.json says of predictions and labels."""
     matrix_2d_array = confusion_matrix(pair_list, len(category_list))
     # Background has no places to count, so [0][0] counts pictures: empty ones left empty.
     matrix_2d_array[0, 0] = picture_count - len({truth.picture for truth, _ in pair_list})
@@ -219,7 +223,7 @@ def jpeg_again(image, quality):
     return Image.open(buffer)
 
 
-# On purpose not the code of 03_train.py: a test that shares code with the training tests nothing.
+# On purpose not the code of 03_train.py: a mistake there would not show here.
 CHANGE_DICT = {
     "as it is": lambda image: image,
     "darker, x 0.8": lambda image: ImageEnhance.Brightness(image).enhance(0.8),
@@ -248,17 +252,18 @@ def robustness(network, about_dict, image_list, truth_list, threshold):
 
 
 def shift_test(network, about_dict, image_list, truth_list, threshold):
-    """Shift the picture by 0 to 31 px and the predictions back: what remains is the grid's doing.
+    """Does the answer depend on where the grid lies? Shift pictures by 0 to 31 px, and back.
 
-    Edge pixels are repeated, so that nothing leaves the picture. std_px: spread of one label's
-    predictions round their mean; max_px: the farthest from it; lost: the share not found.
+    Edge pixels are repeated, so that nothing leaves the picture. std_px: root mean square distance
+    of one label's predictions from their mean, 0 at best; max_px: the largest; lost: the share not
+    found.
     """
     picture_list = sorted({truth.picture for truth in truth_list})[:SHIFT_PICTURES]
     wanted, distance_list = 0, []
     for picture in track(picture_list, "shift test"):
         places_dict = {truth: [] for truth in truth_list if truth.picture == picture}
         for right in range(CELL):
-            down = right * 7 % CELL  # takes each of 0 to 31 once, too
+            down = right * 7 % CELL  # 0, 7, 14, ...: each of 0 to 31 once, too
             margin_list = [(down, CELL - down), (right, CELL - right), (0, 0)]
             shifted = np.pad(image_list[picture], margin_list, mode="edge")
             back_list = [found._replace(picture=picture, x=found.x - right, y=found.y - down)
@@ -270,10 +275,12 @@ def shift_test(network, about_dict, image_list, truth_list, threshold):
         for place_list in filter(None, places_dict.values()):
             middle = np.mean(place_list, axis=0)
             distance_list += [math.dist(place, middle) for place in place_list]
-    return {"std_px": round(math.hypot(*distance_list) / math.sqrt(len(distance_list)), 3)
-            if distance_list else None,
-            "max_px": round(max(distance_list), 3) if distance_list else None,
-            "lost": share(wanted - len(distance_list), wanted)}
+    lost = share(wanted - len(distance_list), wanted)
+    if not distance_list:
+        return {"std_px": None, "max_px": None, "lost": lost}
+    mean_square = statistics.fmean(distance ** 2 for distance in distance_list)
+    return {"std_px": round(math.sqrt(mean_square), 3), "max_px": round(max(distance_list), 3),
+            "lost": lost}
 
 
 def speed(network, about_dict, image_3d_array):
@@ -390,7 +397,7 @@ def print_suspicious(pair_list, file_list, category_list):
     suspicious_list = [(truth, prediction) for truth, prediction in pair_list
                        if truth.class_id != prediction.class_id
                        or truth.distance_to(prediction) > SUSPICIOUS_ERROR]
-    print(f"\n{len(suspicious_list)} labels disagree with the predictions"
+    print(f"\nlabels and predictions disagree in {len(suspicious_list)} places"
           + ("; the worst (see label_check.png):" if suspicious_list else ""))
     for truth, prediction in worst_cases(suspicious_list):
         print(f"  {file_list[truth.picture]}  x {truth.x:.0f} y {truth.y:.0f}  label "
@@ -401,7 +408,7 @@ def print_suspicious(pair_list, file_list, category_list):
 # ---------------------------------------------------------------- the program
 
 def load(data_folder, split):
-    """The network, what it knows, dataset.json and the arrays; UserError where they do not fit."""
+    """Network, its about_dict, dataset.json and arrays; UserError where they do not fit."""
     network, about_dict = model.load_for_use(data_folder)
     dataset_dict, array_dict = read_data_set(data_folder)
     fix = f"train on it with {command('03_train.py', data_folder)}"

@@ -77,10 +77,10 @@ def draw_keypoints(image: Image.Image, keypoint_list: list[dict], category_list:
     return image
 
 
-def class_maps(network, image_3d_array: np.ndarray) -> np.ndarray:
+def class_maps(output_4d) -> np.ndarray:
     """The probability of each class in each cell, float32 `[2, 60, 10]`: what decode sees."""
-    score_3d = model.run_network(network, image_3d_array)[0, 2:]  # [3, 60, 10]
-    return score_3d.softmax(dim=0)[1:].cpu().numpy()  # background is left out
+    score_3d = output_4d[0, 2:]  # [3, 60, 10]; channels 0 and 1 are dx and dy
+    return score_3d.softmax(dim=0)[1:].cpu().numpy()  # without background
 
 
 def in_words(keypoint_list: list[dict], best_dict: dict[str, float], threshold: float) -> str:
@@ -103,8 +103,9 @@ def draw_map(path: Path, drawn: Image.Image, image_3d_array: np.ndarray,
     _, rows, columns = map_3d_array.shape
     best_1d_array = map_3d_array.max(axis=(1, 2))
     shown_list = sorted(np.argsort(-best_1d_array)[:MAP_CLASSES])
-    inch = max(150, drawn.height / 15, drawn.width / 5)  # px
-    panels, height, width = 1 + len(shown_list), drawn.height / inch, drawn.width / inch
+    px_per_inch = max(150, drawn.height / 15, drawn.width / 5)
+    height, width = drawn.height / px_per_inch, drawn.width / px_per_inch
+    panels = 1 + len(shown_list)
     figure = Figure((1 + panels * (width + 0.6), height + 1), layout="compressed")
     first, *axes_list = figure.subplots(1, panels, sharey=True)
     first.imshow(drawn)
@@ -136,21 +137,21 @@ def predict_files(network, about_dict: dict, options) -> None:
         except UserError as error:  # of this picture; the others go on
             print(f"bad: {error}")
             continue
-        keypoint_list = model.find_keypoints(network, about_dict, image_3d_array,
-                                             options.threshold)
+        height, width = image_3d_array.shape[:2]
+        output_4d = model.run_network(network, image_3d_array)  # [1, 5, 60, 10]
+        keypoint_list = model.to_dicts(output_4d, about_dict, height, width, options.threshold)
         entry_list.append({"image": str(path), "keypoints": keypoint_list})
         drawn = draw_keypoints(Image.fromarray(image_3d_array), keypoint_list, category_list,
                                drawn_name_list)
         with replacing(folder / f"{name}.png") as temporary:
             drawn.save(temporary, format="PNG", compress_level=PNG_LEVEL)
-        map_3d_array = class_maps(network, image_3d_array)  # [2, 60, 10]
+        map_3d_array = class_maps(output_4d)  # [2, 60, 10]
         best_dict = dict(zip(category_list[1:], map_3d_array.max(axis=(1, 2))))
         if options.map:
             draw_map(folder / f"{name}_map.png", drawn, image_3d_array, map_3d_array,
                      drawn_name_list)
         if options.xml:
-            write_label(folder / "labelimg", name, path, image_3d_array, keypoint_list)
-        height, width = image_3d_array.shape[:2]
+            write_label(folder / "labelimg", name, path, width, height, keypoint_list)
         words = in_words(keypoint_list, best_dict, options.threshold)
         print(f"{number}/{len(path_list)}  {path}  {width} x {height} px  {words}")
     if options.json:
@@ -203,13 +204,12 @@ def refuse_to_overwrite(folder: Path, path_list: list[Path], options) -> None:
         raise UserError(f"{options.json}: is there already; choose a new file for --json")
 
 
-def write_label(folder: Path, name: str, path: Path, image_3d_array: np.ndarray,
+def write_label(folder: Path, name: str, path: Path, width: int, height: int,
                 keypoint_list: list[dict]) -> None:
     """A copy of the picture and its XML side by side, as 01_prepare_data.py --source reads them."""
     suffix = path.suffix if path.suffix.lower() in IMAGE_SUFFIXES else ".jpg"  # 01 looks for these
     with replacing(folder / f"{name}{suffix}") as temporary:
         shutil.copyfile(path, temporary)
-    height, width = image_3d_array.shape[:2]
     write_labelimg_xml(folder / f"{name}.xml", f"{name}{suffix}", width, height, keypoint_list)
 
 
@@ -351,7 +351,7 @@ def main() -> None:
     if options.serve and any(own_list):
         parser.error("--serve takes pictures from clients: only --data and --threshold go with it")
     # One core a picture: the others serve other clients. And sums come in one order: with several
-    # threads the sixth digit differs now and then, and the service would not quite agree with this.
+    # threads the sixth digit differs now and then, and service and command line would disagree.
     torch.set_num_threads(1)
     job = serve if options.serve else predict_files
     job(*model.load_for_use(options.data), options)

@@ -99,6 +99,7 @@ def random_pictures(count: int, height: int, width: int) -> torch.Tensor:
 
 
 # ---------------------------------------------------------------- the chapters
+# Each chapter's docstring is printed as its heading.
 
 def print_shapes(row_list, image_4d) -> None:
     """1. SHAPES: (side + 2 x padding - kernel)/stride + 1, rounded down; BN, ReLU change none."""
@@ -159,18 +160,20 @@ def print_receptive_field(row_list) -> np.ndarray:
     ((kernel - 1)/2 - padding) x jump, and multiplies the jump to the next cell by its stride. The
     first cell's prior is at jump/2. Measured by the gradient on random pictures.
     """
-    cells = row_list[-1]["size"] // row_list[-1]["jump"] // 2 * 2 + 3  # odd: one is in the middle
+    # More cells than one sees, and an odd number: one is in the middle.
+    cells = row_list[-1]["size"] // row_list[-1]["jump"] // 2 * 2 + 3
     side = cells * row_list[-1]["jump"]
     images_4d = random_pictures(24, side, side).to(pick_device()).float()  # [24, 3, 224, 224]
-    feature_4d, table_list = images_4d.requires_grad_(), []
+    images_4d.requires_grad_()
+    feature_4d, table_list = images_4d, []
     for row in row_list:
         feature_4d = row["layer"](feature_4d)  # [24, 5, 7, 7] at the end
         if row["kind"] == "conv":
             cell, jump = feature_4d.shape[-1] // 2, row["jump"]
             middle = feature_4d[:, :, cell, cell].sum()
             gradient_4d, = torch.autograd.grad(middle, images_4d, retain_graph=True)
-            # Back to numpy: cpu() fetches the numbers, since numpy sees no card's memory. Where a
-            # graph hangs on a tensor, as on feature_4d, detach() must come first.
+            # Back to numpy: cpu() fetches the numbers, since numpy sees no card's memory. (A tensor
+            # with a graph behind it, as feature_4d, would need detach() first.)
             map_2d_array = gradient_4d.abs().mean(dim=(0, 1)).cpu().numpy()  # [224, 224]
             column_1d_array = np.flatnonzero(map_2d_array.any(axis=0))  # those with any gradient
             seen = len(column_1d_array)
@@ -183,10 +186,11 @@ def print_receptive_field(row_list) -> np.ndarray:
 
 
 def print_batch_norm(row_list, image_4d) -> None:
-    """5. BN BY ITSELF. In training it uses its batch's mean and variance: of 1, 3, 5 and 7,
-    mean 4, variance 20/4.
-    It moves its averages a tenth of the way: 0 to 0.4, and 1 to 0.9 + 0.1 x 20/3 = 1.567 (there the
-    variance is divided by 3, not 4). In evaluation it uses these, and can be folded (chapter 3).
+    """5. BN BY ITSELF, on 1, 3, 5, 7. In training: (x - mean)/sqrt(variance) of the batch, mean 4,
+    variance (9 + 1 + 1 + 9)/4 = 5. A step also moves two averages a tenth of the way:
+      mean      0 to 0.9 x 0 + 0.1 x 4    = 0.4
+      variance  1 to 0.9 x 1 + 0.1 x 20/3 = 1.567  (here divided by n - 1)
+    In evaluation it uses these. Then the network without its head, in two orders: which keeps less?
     """
     norm = nn.BatchNorm2d(1).requires_grad_(False)
     value_1d = torch.tensor([1.0, 3.0, 5.0, 7.0])
@@ -203,7 +207,7 @@ def print_batch_norm(row_list, image_4d) -> None:
 
 
 def print_orders(conv_list, image_4d) -> None:
-    """The end of chapter 5: the network, without its head, in two orders."""
+    """The end of chapter 5. A BN before the first convolution works on all of the picture."""
     table_list = []
     for order in ("conv, BN, ReLU", "BN, ReLU, conv"):
         layer_list = []
@@ -224,9 +228,10 @@ def print_orders(conv_list, image_4d) -> None:
 def predict_memory(row_list, batch: int) -> tuple[list[int], int]:
     """Bytes that each layer saves for backward; and the most that these and gradients take.
 
-    Convolution and BN save their input, ReLU its output, which is the next layer's input and counts
-    once; BN also its batch's mean and 1 / deviation. A layer's turn of backward needs what it and
-    those before saved, and the gradients of its output and input.
+    Convolution and BN save their input, BN also its batch's mean and 1 / deviation. ReLU saves its
+    output; it is the next layer's input, too, and counts once. Backward goes from the last layer to
+    the first. At each it needs what that layer and those before it saved, and the gradients of its
+    output and input: the largest sum is the peak.
     """
     saved_list, peak, kind_before = [], 0, None
     for row in row_list:
@@ -274,7 +279,7 @@ def print_memory(row_list, network, batch: int) -> None:
     """6. MEMORY of a training step: convolution and BN save their input, ReLU its output.
     A layer that is not listed shares a tensor with the one above it.
     """
-    network.train().zero_grad()  # away with the gradients of chapter 4
+    network.train()
     images_4d = random_pictures(batch, *row_list[0]["in_shape"][1:]).to(pick_device())
     measured_list = saved_bytes([row["layer"] for row in row_list], images_4d)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.0)  # it changes nothing
@@ -306,7 +311,7 @@ def print_memory(row_list, network, batch: int) -> None:
                        torch.cuda.max_memory_allocated() if images_4d.is_cuda else "no GPU here"))
     print_table((f"{batch} pictures", "bytes by formula", "by PyTorch", "MB"),
                 [(*line, line[1] / MB) for line in table_list])
-    fits = (CARD - fixed) * batch // (peak - fixed)
+    fits = (CARD - fixed) * batch // (peak - fixed)  # peak - fixed is what the pictures need
     print(f"   A card of 4 GB, of which CUDA takes half a GB, holds a batch of {fits:,}.")
 
 
@@ -344,7 +349,7 @@ def print_threads() -> None:
     """9. THREADS: two jobs, first in turn, then in two threads. Sleep, numpy and PyTorch let go of
     Python's lock while they work; plain Python holds it, so two pieces of it take turns.
     """
-    torch.set_num_threads(1)  # leaves a core to the other job
+    torch.set_num_threads(1)  # leaves a core to the other job; this chapter is the last
     values_1d_array, matrix_2d = np.random.default_rng(0).random(500_000), torch.rand(500, 500)
     job_dict = {"sleep": lambda: time.sleep(0.02),
                 "numpy": lambda: np.sort(values_1d_array),
@@ -402,7 +407,6 @@ def draw_receptive_field(path: Path, map_2d_array, size: int) -> None:
 # ---------------------------------------------------------------- the program
 
 def run_chapter(chapter, *arguments):
-    """A chapter's docstring is its heading."""
     print(f"\n{inspect.getdoc(chapter)}")
     return chapter(*arguments)
 

@@ -64,7 +64,7 @@ def run_main(main) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let malloc keep what is freed: a prediction takes half the time, as no new block is zeroed."""
+    """Let malloc keep what is freed: a prediction takes half the time; no new block is zeroed."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # only Linux has mallopt
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-1, 2 ** 30)  # M_TRIM_THRESHOLD, bytes
@@ -97,7 +97,7 @@ def command(script: str, data_folder: Path, *argument_list) -> str:
 def print_table(header, row_list, digits: int = 2) -> None:
     """Columns as wide as their widest cell, the first to the left, the others to the right.
 
-    >>> print_table(("layer", "numbers", "MB"), [("conv 1", 1228800, 4.6875), ("all", None, 4.6875)])
+    >>> print_table(("layer", "numbers", "MB"), [("conv 1", 1228800, 4.6875), ("all", None, 4.69)])
        layer     numbers    MB
        conv 1  1,228,800  4.69
        all             -  4.69

@@ -322,7 +322,7 @@ def test_suspicious_labels_are_moved_swapped_missing_and_not_there(capsys):
                         [])
     evaluate.print_suspicious(evaluate.pair(found_list, truth_list), FILES, CATEGORIES)
     head, *line_list = capsys.readouterr().out.strip().split("\n")
-    assert "6 labels disagree" in head
+    assert "disagree in 6 places" in head
     text_list = [line.strip() for line in line_list if line.split()[0] in FILES]
     false_alarm = "label background, prediction left: false alarm, 0.90"
     assert sorted(text_list) == ["b.jpg  x 17 y 10  label left, prediction left: 7.00 px off",
@@ -337,7 +337,7 @@ def test_where_no_label_disagrees_nothing_is_announced(capsys):
     pair_list = evaluate.pair(points([(1, 5, 5)]), points([(1, 5, 8.9)]))
     evaluate.print_suspicious(pair_list, FILES, CATEGORIES)
     output = capsys.readouterr().out
-    assert "0 labels disagree" in output and "worst" not in output and ":" not in output
+    assert "disagree in 0 places" in output and "worst" not in output and ":" not in output
 
 
 # ---- pictures and report

@@ -368,7 +368,8 @@ def test_missing_weights_are_said_to_be_missing(tmp_path, monkeypatch):
 
 
 def test_the_data_folders_own_weights_come_before_those_of_the_repository(tmp_path):
-    assert model.load_weights(tmp_path)[1]["category_list"] == ["background", "keyPoint_1", "keyPoint_2"]
+    category_list = model.load_weights(tmp_path)[1]["category_list"]
+    assert category_list == ["background", "keyPoint_1", "keyPoint_2"]
     torch.save({"network": random_network().state_dict(), **ABOUT_DICT}, tmp_path / "weights.pt")
     assert model.load_weights(tmp_path)[1] == ABOUT_DICT
 
@@ -433,3 +434,11 @@ def test_a_keypoint_just_outside_is_found_also_where_a_picture_holds_several(x):
     output_4d = torch.cat((offset_4d, score_4d.permute(0, 3, 1, 2)), dim=1)
     (keypoint_2d, _, _), = model.decode(output_4d, max_per_class=2)
     assert sorted(keypoint_2d[:, 0].tolist()) == sorted([x, 100])
+
+
+@pytest.mark.parametrize("row, column", [(0, 0), (0, 2), (1, 1), (2, 2)])
+def test_a_cell_whose_answer_lies_far_outside_of_it_is_silent_wherever_it_is(row, column):
+    output_4d = scores(3, 3, 3, {(1, row, column): 0.9})
+    output_4d[0, 0] = -1.4 if column == 2 else 1.4  # all cells answer 22 px beside their prior
+    output_4d[0, 1] = 1.4 if row == 0 else -1.4
+    assert answers(output_4d, max_per_class=2) == []

@@ -199,7 +199,7 @@ def test_texts_above_and_below_keep_neighbours_apart():
 def test_a_map_holds_the_probability_of_each_class_in_each_cell():
     image_3d_array = np.zeros((90, 64, 3), np.uint8)
     image_3d_array[40, 50] = 255  # class 1, in the cell at row 1, column 1
-    map_3d_array = predict.class_maps(Sees().eval(), image_3d_array)
+    map_3d_array = predict.class_maps(model.run_network(Sees().eval(), image_3d_array))
     assert map_3d_array.shape == (2, 3, 2) and map_3d_array.dtype == np.float32
     assert 0 <= map_3d_array.min() and map_3d_array.sum(axis=0).max() < 1
     keypoint, = model.find_keypoints(Sees().eval(), ABOUT_DICT, image_3d_array, 0.5)
@@ -341,7 +341,7 @@ def test_as_a_user_runs_it(data, tmp_path):
 def idle(monkeypatch):
     """Where it must be refused before any work: whoever begins is caught."""
     monkeypatch.setattr(predict, "read_image", None)
-    monkeypatch.setattr(model, "find_keypoints", None)
+    monkeypatch.setattr(model, "run_network", None)
 
 
 @pytest.mark.parametrize("name, content", [
