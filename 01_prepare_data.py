@@ -47,7 +47,7 @@ def read_labels(xml_path: Path, width: int, height: int) -> list[dict]:
     `width`, `height`: the picture's own size. Raises UserError for what cannot be right.
     """
     keypoint_list = []
-    try:
+    try:  # each ValueError gets the file's name and the fix at the end
         root = ElementTree.fromstring(xml_path.read_bytes())
         if root.tag != "annotation":
             raise ValueError(f"begins with <{root.tag[:40]}>, so it is no Pascal VOC")
@@ -127,13 +127,13 @@ def read_source(folder: Path, seed: int) -> tuple[dict, list[str]]:
         split_dict[name] = [example_list[index] for index in order_1d_array]
         problem_list += bad_list
     if not inside_list:
-        all_list = split_dict[""]
+        all_list = split_dict.pop("")
         count = min(round(TRAIN_SHARE * len(all_list)), len(all_list) - 1)
-        split_dict = {"train": all_list[:count], "test": all_list[count:]}
+        split_dict["train"], split_dict["test"] = all_list[:count], all_list[count:]
     if "val" not in split_dict:
         train_list = split_dict["train"]
         count = max(1, round(len(train_list) / 10))
-        split_dict |= {"val": train_list[:count], "train": train_list[count:]}
+        split_dict["val"], split_dict["train"] = train_list[:count], train_list[count:]
     return {split: sorted(split_dict[split], key=lambda example: example["path"])
             for split in SPLIT_LIST}, problem_list
 
@@ -186,6 +186,7 @@ def check(split_dict: dict, problem_list: list[str], source: Path, skip_bad: boo
 def describe(split_dict: dict) -> dict:
     """What dataset.json says of names, sizes and boxes."""
     all_list = sum(split_dict.values(), [])
+    # The class names of each picture.
     names_list = [[keypoint["class"] for keypoint in example["keypoints"]] for example in all_list]
     return {
         "category_list": ["background", *sorted({name for names in names_list for name in names})],

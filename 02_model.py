@@ -47,7 +47,7 @@ LAYER_LIST = [
     (4, 2, 1, 128),  # -> 60x10
     (1, 1, 0, 128),
 ]
-OFFSET_UNIT = CELL / 2  # px; offsets are said in half cells: -1 to 1 within the cell
+OFFSET_UNIT = CELL / 2  # px; the network answers in half cells: -1 to 1 within the cell
 NEIGHBOUR_REACH = CELL / 2 + REACH  # px; a cell learns keypoints this near to its prior
 
 
@@ -280,17 +280,18 @@ def show_shapes(image_3d_array: np.ndarray) -> None:
     """Push a picture through an untrained network and print the shape after every convolution."""
     print(f"a picture as numpy reads it:        {image_3d_array.dtype} "
           f"{list(image_3d_array.shape)}  height, width, RGB")
-    # from_numpy shares the memory; permute reorders dimensions without moving a byte; [None] adds
-    # one. .device says where a tensor lives: "cpu", or "cuda:0" after .to("cuda").
+    # from_numpy shares the memory, and a mapped array must not be written to, hence copy(); permute
+    # reorders dimensions without moving a byte; [None] adds one. .device says where a tensor lives:
+    # "cpu", or "cuda:0" after .to("cuda").
     image_4d = torch.from_numpy(image_3d_array.copy()).permute(2, 0, 1)[None]  # [1, 3, 1920, 320]
     print(f"as a batch of one for the network:  {image_4d.dtype} {list(image_4d.shape)}"
           f" on {image_4d.device}\n")
     network = KeypointNet(class_count=3).eval()
     feature_4d = image_4d.float()
     with torch.no_grad():
-        for index, (size, stride, padding, _) in enumerate(LAYER_LIST):
+        for index, (kernel, stride, padding, _) in enumerate(LAYER_LIST):
             feature_4d = network.body[3 * index:3 * index + 3](feature_4d)  # conv, BN, ReLU
-            print(f"conv {size}x{size} stride {stride} padding {padding}"
+            print(f"conv {kernel}x{kernel} stride {stride} padding {padding}"
                   f"  -> {list(feature_4d.shape)}")
         output_4d = network.head(feature_4d)  # [1, 5, 60, 10]
     print(f"head 1x1                      -> {list(output_4d.shape)}: 2 offsets, 3 scores\n")

@@ -230,6 +230,7 @@ def report(entry_list: list[dict], picture_count: int, seconds: float, folder: P
 
 
 # ---------------------------------------------------------------- the service
+# This is about HTTP, not about pictures, and can be skipped.
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """One request of one client. http.server reads its head and calls do_GET or do_POST."""
@@ -247,34 +248,33 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         try:
-            status, content = self.predict()
+            self.answer(*self.predict())
         except OSError:  # the client went away, or is too slow
             raise
         except Exception:
             self.answer(500, {"error": "a mistake of the service; its terminal says which"})
             raise  # http.server prints it there; the other clients notice nothing
-        self.answer(status, {"error": content} if status > 200 else content)
 
-    def predict(self) -> tuple[int, object]:
+    def predict(self) -> tuple[int, dict]:
         """POST /predict?threshold=0.3 with a picture: HTTP status, and answer or what is wrong."""
         path, _, query = self.path.partition("?")
         if path != "/predict":
-            return 404, "a picture goes to POST /predict"
+            return 404, {"error": "a picture goes to POST /predict"}
         asked_list = urllib.parse.parse_qs(query).get("threshold", [self.server.threshold])
         try:
             threshold, length = float(asked_list[0]), int(self.headers["Content-Length"])
         except (ValueError, TypeError):  # TypeError: there is no Content-Length
             threshold = length = -1
         if not (0 <= threshold <= 1 and length > 0):
-            return 400, "threshold must be 0 to 1, and Content-Length the picture's bytes"
+            return 400, {"error": "threshold must be 0 to 1, Content-Length the picture's bytes"}
         if length > MAX_BODY:
-            return 413, f"{length:,} bytes are more than {MAX_BODY:,}; shrink the picture"
+            return 413, {"error": f"{length:,} bytes are more than {MAX_BODY:,}; shrink it"}
         body = self.rfile.read(length)
         with self.server.at_work:  # waits while MOST_AT_WORK others are at it
             try:
                 image_3d_array = read_image(io.BytesIO(body), MAX_SERVED_PIXELS)
             except UserError as error:
-                return 415, f"{error}; send its bytes: curl --data-binary @a.jpg"
+                return 415, {"error": f"{error}; send its bytes: curl --data-binary @a.jpg"}
             keypoint_list = model.find_keypoints(self.server.network, self.server.about_dict,
                                                  image_3d_array, threshold)
         return 200, {"image": "upload", "keypoints": keypoint_list}
@@ -306,7 +306,7 @@ def make_server(address: tuple, network, about_dict: dict, threshold: float, sam
     health_dict = {"status": "ok", "classes": about_dict["category_list"][1:],
                    "threshold": threshold, "max_bytes": MAX_BODY, "samples": len(sample_list)}
     server.content_dict = {"/": (PAGE_PATH.read_bytes(), "text/html; charset=utf-8"),
-                           "/health": (health_dict,)}
+                           "/health": (health_dict, "application/json")}
     for number, sample in enumerate(sample_list):
         server.content_dict[f"/sample/{number}"] = sample, "application/octet-stream"
     return server

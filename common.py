@@ -1,4 +1,4 @@
-"""What at least two of the six scripts need, and nothing else: to be read first or last."""
+"""What the six scripts share. Read it when you need it."""
 
 import argparse
 import contextlib
