@@ -50,15 +50,16 @@ def read_labels(xml_path: Path, width: int, height: int) -> list[dict]:
     try:  # each ValueError gets the file's name and the fix at the end
         root = ElementTree.fromstring(xml_path.read_bytes())
         if root.tag != "annotation":
-            raise ValueError(f"begins with <{root.tag[:40]}>, so it is no Pascal VOC")
+            raise ValueError(f"begins with <{root.tag[:40]}>, not with <annotation> of Pascal VOC")
         size_list = [root.findtext(f"size/{tag}", "").strip()[:20] for tag in ("width", "height")]
         if size_list not in ([str(width), str(height)], ["", ""]):
             raise ValueError(f"says {' x '.join(size_list)} px, but the picture has {width} x "
                              f"{height}: was it scaled after labelling?")
         for node in root.iter("object"):
             name = node.findtext("name", "").strip()
-            xmin, ymin, xmax, ymax = box = [float(node.findtext(f"bndbox/{side}", ""))
-                                            for side in ("xmin", "ymin", "xmax", "ymax")]
+            box = [float(node.findtext(f"bndbox/{side}", "no number"))
+                   for side in ("xmin", "ymin", "xmax", "ymax")]
+            xmin, ymin, xmax, ymax = box
             # LabelImg may go a pixel beyond the edge. NaN makes every comparison false.
             is_inside = -1 <= xmin < xmax <= width + 1 and -1 <= ymin < ymax <= height + 1
             if name in ("", "background") or not is_inside:
@@ -66,7 +67,8 @@ def read_labels(xml_path: Path, width: int, height: int) -> list[dict]:
                                  f"a box inside of {width} x {height} px")
             keypoint_list.append({"class": name, "box": box})
     except (ElementTree.ParseError, LookupError, ValueError) as error:
-        raise UserError(f"{xml_path}: {str(error)[:200]}; label it again in LabelImg") from None
+        reason = str(error)[:200]
+        raise UserError(f"{xml_path}: bad label ({reason}); mend it in LabelImg") from None
     return keypoint_list
 
 
