@@ -8,7 +8,7 @@ Reads   data/dataset.json and data/{train,val}_{images,labels}.npy.
 Writes  data/weights.pt (to predict with), data/checkpoint.pt (for --resume); what an earlier run
         left of them is kept as data/weights.old.pt and data/checkpoint.old.pt. And
         data/results/train_crops.png, what the network learns from, and data/results/loss.png.
-Time    about four minutes on two CPU cores, and a minute for drawing.
+Time    four to six minutes on two CPU cores, and a minute for drawing.
 See     a loss that falls; both of its parts fall, on the validation split too.
 Next    python 04_evaluate.py says how good the result is.
 
