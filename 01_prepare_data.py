@@ -99,7 +99,7 @@ def to_label_array(example_list: list[dict], category_list: list[str], one_size)
             xmin, ymin, xmax, ymax = keypoint["box"]
             x = find_centre(xmin, xmax, width, one_size[0])
             y = find_centre(ymin, ymax, height, one_size[1])
-            # Of a cut box, the point may lie outside; farther out than REACH no cell learns it.
+            # Of a cut box, the point may lie outside: up to REACH it is kept.
             if max(-x, -y, x - width, y - height) < REACH:
                 row_list.append((index, category_list.index(keypoint["class"]), x, y))
     return np.array(row_list, np.float32).reshape(-1, 4)
@@ -276,10 +276,7 @@ def pack(data_folder: Path, split_dict: dict, label_dict: dict, dataset_dict: di
 
 
 def pack_images(path: Path, example_list: list[dict], height: int, width: int) -> None:
-    """Write uint8 `[N, height, width, 3]` picture after picture: memory stays flat.
-
-    So it does in training: np.load(path, mmap_mode="r") reads only what is looked at.
-    """
+    """Write uint8 `[N, height, width, 3]` picture after picture: memory stays flat."""
     shape = (len(example_list), height, width, 3)
     with replacing(path) as temporary, open(temporary, "wb") as file:
         header_dict = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -307,7 +304,7 @@ def check_place(data_folder: Path, picture_count: int) -> None:
         other_list += [path for path in sorted(data_folder.glob("images/[!.]*"))
                        if path.stem not in own_set or path.suffix not in (".jpg", ".xml")]
     for path in filter(Path.exists, other_list):
-        raise UserError(f"{path}: was not made by a run like this one, which leaves it alone; move "
+        raise UserError(f"{path}: is nothing that this run would write, so it is left alone; move "
                         "it away, or choose another folder with --data (--source reads your own "
                         "pictures)")
 

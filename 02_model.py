@@ -13,7 +13,7 @@ Every cell of the grid looks after 32x32 px. Its prior is its centre, and it ans
 values: dx and dy, the way from the prior to the keypoint, and a score for each class: background,
 keyPoint_1, keyPoint_2. SSD has several maps and several prior boxes per cell, so it must compare
 boxes (IoU), encode widths and heights, and sort out double answers (NMS). Points of one size need
-one map and one prior per cell: a keypoint belongs to the cell that it lies in.
+one map and one prior per cell.
 
 Names say what a thing is: output_4d is a torch tensor of four dimensions, label_2d_array a numpy
 array of two, _list and _dict are Python's; plain numbers have no suffix. [N, 5, 60, 10] is a shape.
@@ -144,14 +144,14 @@ def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0
     score_4d = output_4d[:, 2:].softmax(dim=1)[:, 1:]  # [N, 2, 60, 10]; background is left out
     priors_3d = make_priors(*score_4d.shape[2:], output_4d.device)  # [2, 60, 10]
     place_4d = priors_3d + output_4d[:, :2] * OFFSET_UNIT  # [N, 2, 60, 10]
-    # The index of the best cell, counted row by row: 23 is the one at row 2, column 3.
+    # For each cell the index of the cell that wins there, counted row by row: with ten columns, 23
+    # is row 2, column 3. A cell answers where it wins itself. (Two cells may share a score, a sure
+    # network gives both exactly 1; they never share an index.)
     if max_per_class == 1:
         best_2d = score_4d.flatten(start_dim=2).argmax(dim=2)  # [N, 2], of the whole picture
         best_4d = best_2d[:, :, None, None]  # [N, 2, 1, 1], to be compared with all cells
     else:
         best_4d = best_of_nine(score_4d, place_4d, priors_3d)  # [N, 2, 60, 10]
-    # A cell answers if the best is itself. An index is never shared; a score may be: a sure network
-    # gives neighbours exactly 1.
     index_2d = torch.arange(priors_3d[0].numel(), device=best_4d.device).view_as(priors_3d[0])
     answers_4d = (best_4d == index_2d) & (score_4d >= threshold)  # [N, 2, 60, 10], bool
     result_list = []
@@ -165,9 +165,9 @@ def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0
 def best_of_nine(score_4d, place_4d, priors_3d) -> torch.Tensor:
     """For each cell the index of the best of itself and its eight neighbours, `[N, 2, 60, 10]`.
 
-    A cell between two keypoints may point to either. If its score were the highest, it would
-    silence the cells of both. So a cell competes only if its answer lies inside of it, or up to 2
-    px beyond, since on a border either side may answer; outside of the grid counts as on its rim.
+    A cell between keypoints A and B may point to A, outside of itself, with the highest score: it
+    would silence the cells of both. So only cells compete whose answer lies inside them, or up to
+    2 px beyond, since on a border either side may answer. Beyond the grid counts as on its rim.
     """
     rows, columns = score_4d.shape[2:]
     x_3d = place_4d[:, 0].clamp(0, columns * CELL)  # [N, 60, 10]
@@ -280,9 +280,8 @@ def show_shapes(image_3d_array: np.ndarray) -> None:
     """Push a picture through an untrained network and print the shape after every convolution."""
     print(f"a picture as numpy reads it:        {image_3d_array.dtype} "
           f"{list(image_3d_array.shape)}  height, width, RGB")
-    # from_numpy shares the memory, and a mapped array must not be written to, hence copy(); permute
-    # reorders dimensions without moving a byte; [None] adds one. .device says where a tensor lives:
-    # "cpu", or "cuda:0" after .to("cuda").
+    # copy(): from_numpy shares the memory, and a mapped array must not be written to. permute moves
+    # no byte; [None] adds a dimension. .device: "cpu", or "cuda:0" after .to("cuda").
     image_4d = torch.from_numpy(image_3d_array.copy()).permute(2, 0, 1)[None]  # [1, 3, 1920, 320]
     print(f"as a batch of one for the network:  {image_4d.dtype} {list(image_4d.shape)}"
           f" on {image_4d.device}\n")

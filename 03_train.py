@@ -4,7 +4,7 @@
     python 03_train.py --data my_data   # on what 01_prepare_data.py --source made of yours
     python 03_train.py --resume         # goes on where a stopped run was
 
-Reads   data/dataset.json and data/{train,val}_{images,labels}.npy.
+Reads   data/dataset.json and the arrays that 01_prepare_data.py wrote.
 Writes  data/weights.pt (to predict with), data/checkpoint.pt (for --resume); what an earlier run
         left of them is kept as data/weights.old.pt and data/checkpoint.old.pt. And
         data/results/train_crops.png, what the network learns from, and data/results/loss.png.
@@ -148,8 +148,9 @@ class Loader(threading.Thread):
 def warp(rng, picture_3d_array, left, top, crop_shape, place_2d_array):
     """A crop of the picture, turned and zoomed about its middle; its places `[M, 2]` move along.
 
-    new place = matrix (place - middle) + half. Pillow asks where a new pixel comes from:
-    place = inverse (new place - half) + middle. Black comes from beyond the picture.
+    Places go forwards: new = matrix (old - middle) + half. For pixels Pillow asks where each new
+    one comes from: old = inverse (new - half) + middle, its six numbers are the inverse and the
+    shift middle - inverse half. Beyond the picture it is black.
     """
     angle, zoom = np.radians(rng.uniform(-TURN, TURN)), rng.uniform(1 - ZOOM, 1 + ZOOM)
     matrix_2d_array = zoom * np.array([[np.cos(angle), -np.sin(angle)],
@@ -367,15 +368,16 @@ def save_run(data_folder: Path, part_dict, dataset_dict, run_dict, update: int, 
     checkpoint_dict = {**state_dict, "update": update, "curves": curve_dict, "run": run_dict}
     for name, content in (("weights.pt", weights_dict), ("checkpoint.pt", checkpoint_dict)):
         path = data_folder / name
-        if path.is_file() and len(curve_dict["val"]) == 1:  # a first save keeps the earlier run's
-            with replacing(path.with_suffix(".old.pt")) as temporary:
-                shutil.copyfile(path, temporary)
         try:
+            if path.is_file() and len(curve_dict["val"]) == 1:  # a first save keeps the last run's
+                with replacing(path.with_suffix(".old.pt")) as temporary:
+                    shutil.copyfile(path, temporary)
             with replacing(path) as temporary:
                 torch.save(content, temporary)
         except (OSError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
             raise UserError(f"{path}: could not be written ({short_reason(error)}); make room on "
-                            "the disk, then go on with --resume") from None
+                            f"the disk; {update} updates are done, --resume goes on from the last "
+                            "save, if there was one") from None
 
 
 def load_checkpoint(data_folder: Path, part_dict, run_dict) -> tuple[int, dict]:
@@ -430,7 +432,7 @@ def print_result(data_folder: Path, curve_dict) -> None:
 
 
 def draw_crops(data_folder: Path, batch, noise_1d, generator) -> None:
-    """train_crops.png: the first crops as the network sees them, and what each cell learns."""
+    """train_crops.png: the crops of batch 0, changed as in training, and what each cell learns."""
     images_4d, gt_offset_4d, gt_class_id_3d = batch
     images_4d = augment(images_4d, noise_1d, generator.manual_seed(0)) / 255
     figure = Figure(figsize=(9, 9), layout="constrained")

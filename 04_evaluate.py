@@ -1,19 +1,16 @@
 """Lesson 4: how good is it? Precision and recall, confusion matrix, pixel error, robustness, speed.
 
     python 04_evaluate.py                  # the test split: the final score
-    python 04_evaluate.py --split val      # to compare settings, and to choose a threshold
+    python 04_evaluate.py --split val      # to choose settings and threshold by, so test stays new
     python 04_evaluate.py --split train    # finds labels that are probably wrong
 
-Reads   data/weights.pt (else data/pretrained.pt), data/dataset.json and the arrays of the split.
+Reads   data/weights.pt (else data/pretrained.pt), and what 01_prepare_data.py wrote.
 Writes  data/results/metrics.json, confusion.png, precision_recall.png, errors.png, worst.png;
         for another split metrics_val.json and so on, and label_check.png is train's worst.png.
 Time    about a minute on two CPU cores, three for train; with --quick (no robustness, no shift
         test) a few seconds.
 See     precision and recall near 1, errors far below 3 px, and what a blind guess would get.
 Next    python 05_predict.py finds keypoints in pictures of your own.
-
-A threshold is chosen on val: precision_recall_val.png shows how many misses a higher one costs, and
-how many false alarms it saves. One chosen on test would look better there than on new pictures.
 """
 
 import importlib
@@ -341,7 +338,7 @@ def draw_errors(path, error_2d_array):
 
 
 def worst_cases(pair_list):
-    """At most twenty pairs: false alarms and confusions, the surest first; misses; large errors."""
+    """Up to 15 wrong pairs, false alarms and confusions before misses; then the largest errors."""
     wrong_list = [case for case in pair_list if case[0].class_id != case[1].class_id]
     right_list = [case for case in pair_list if case[0].class_id == case[1].class_id]
     wrong_list.sort(key=lambda case: (case[1].class_id == 0, -case[1].score))
@@ -373,7 +370,7 @@ def draw_cases(path, pair_list, image_list, file_list):
 def print_report(metrics, category_list):
     overall_dict = {**metrics["overall"], "error_px": metrics["error_px"]}
     row_list = []
-    for name, row_dict in {**metrics["classes"], "overall": overall_dict}.items():
+    for name, row_dict in [*metrics["classes"].items(), ("overall", overall_dict)]:
         *rate_list, error_dict = row_dict.values()
         row_list.append((name[:25], *rate_list, error_dict["mean"], error_dict["p95"]))
     print_table(("class", "precision", "recall", "F1", "support", "mean px", "p95 px"), row_list, 3)
@@ -416,8 +413,6 @@ def load(data_folder, split):
     if known_list != category_list:
         raise UserError(f"{data_folder}: holds {category_list[1:]}, but the weights know "
                         f"{known_list[1:]}; {fix}")
-    if not len(array_dict[split][0]):
-        raise UserError(f"{data_folder}: {split} holds no picture; take another --split")
     known_most, most = about_dict["max_per_class"], dataset_dict["max_per_class"]
     if known_most < most:
         print(f"these weights know at most {known_most} of a class in a picture, the data set "

@@ -53,18 +53,14 @@ PATIENCE = 5  # s; for a client that is silent
 
 def draw_keypoints(image: Image.Image, keypoint_list: list[dict], category_list: list[str],
                    name_list: list[str]) -> Image.Image:
-    """A copy of the picture with each keypoint's box, cross, name and score.
-
-    name_list: how the categories are called there. Dark and wide lies below bright and thin, so
-    that it shows on any ground.
-    """
+    """A copy of the picture with each keypoint's box, cross, name (of name_list) and score."""
     image = image.convert("RGB")
     canvas, font = ImageDraw.Draw(image), ImageFont.load_default(14)
     for number, keypoint in enumerate(keypoint_list):
         class_id = category_list.index(keypoint["class"])
         xmin, ymin, xmax, ymax = box = [value - 0.5 for value in keypoint["box"]]
         x, y = keypoint["x"] - 0.5, keypoint["y"] - 0.5  # pixel c covers [c, c + 1)
-        for width, ink in ((4, "black"), (2, colour_of(class_id))):
+        for width, ink in ((4, "black"), (2, colour_of(class_id))):  # to be seen on any ground
             canvas.rectangle(box, outline=ink, width=width)
             canvas.line([x - 5, y, x + 5, y], fill=ink, width=width - 1)
             canvas.line([x, y - 5, x, y + 5], fill=ink, width=width - 1)
@@ -180,7 +176,7 @@ def output_names(path_list: list[Path]) -> list[str]:
     """
     taken_set, name_list = set(), []
     for path in path_list:
-        stem = "".join(letter if letter.isprintable() else "_" for letter in path.stem)
+        stem = "".join(letter if letter.isprintable() else "_" for letter in path.stem[:80])
         name, number = stem, 1
         # Windows and macOS take A.png and a.png for the same file, hence casefold.
         while taken_set & (file_set := {name.casefold(), f"{name}_map".casefold()}):

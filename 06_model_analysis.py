@@ -228,10 +228,10 @@ def print_orders(conv_list, image_4d) -> None:
 def predict_memory(row_list, batch: int) -> tuple[list[int], int]:
     """Bytes that each layer saves for backward; and the most that these and gradients take.
 
-    Convolution and BN save their input, BN also its batch's mean and 1 / deviation. ReLU saves its
-    output; it is the next layer's input, too, and counts once. Backward goes from the last layer to
-    the first. At each it needs what that layer and those before it saved, and the gradients of its
-    output and input: the largest sum is the peak.
+    Convolution and BN save their input, BN also its batch's mean and 1 / deviation, ReLU its
+    output: that is the next convolution's input, so it counts once. Backward walks from the end;
+    what later layers saved is free again. At a layer it needs what this one and those before it
+    saved, and the gradients of its output and input: the largest sum is the peak.
     """
     saved_list, peak, kind_before = [], 0, None
     for row in row_list:

@@ -55,10 +55,10 @@ def run_main(main) -> None:
     except BrokenPipeError:  # the output went into `head`, which had seen enough
         sys.stdout = None
     except OSError as error:  # no such folder, disk full, no permission
-        where = error.filename or "a file of the data folder"
+        where = error.filename or "the file that was being written"
         sys.exit(f"error: {error.strerror or error}: {where}")
     except KeyboardInterrupt:
-        sys.exit("stopped by Ctrl-C")
+        sys.exit("\nstopped by Ctrl-C")  # below the progress line
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
 
@@ -161,7 +161,7 @@ def read_data_set(folder: Path) -> tuple[dict, dict]:
             array_dict[split] = images_4d_array, label_2d_array
     except (ValueError, EOFError, TypeError, KeyError, FileNotFoundError) as error:
         raise UserError(f"{path}: damaged ({short_reason(error)}); make it again with "
-                        "01_prepare_data.py") from None
+                        + command("01_prepare_data.py", folder)) from None
     return dataset_dict, array_dict
 
 
@@ -208,9 +208,9 @@ def read_image(path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             return np.array(image.convert("RGB"))
     except UserError:
         raise
-    except FileNotFoundError:
-        raise UserError(f"{name}: no such file") from None
     except Exception as error:  # damaged bytes can raise nearly anything
+        if isinstance(error, OSError) and error.errno:  # not there, no file, no permission
+            raise UserError(f"{name}: {error.strerror}") from None
         raise UserError(f"{name}: not a readable picture ({short_reason(error)}); save it again "
                         "as JPEG or PNG") from None
 
@@ -299,8 +299,7 @@ def write_labelimg_xml(path: Path, image_name: str, width: int, height: int,
                  f"<truncated>{truncated}</truncated><difficult>0</difficult>\n"
                  f"<bndbox>{corners}</bndbox></object>\n")
     with replacing(path) as temporary:
-        temporary.write_text(f"{text}</annotation>\n", encoding="utf-8",
-                             errors="xmlcharrefreplace")
+        temporary.write_text(f"{text}</annotation>\n", encoding="utf-8")
 
 
 # ---------------------------------------------------------------- the progress bar

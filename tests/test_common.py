@@ -361,7 +361,7 @@ def test_six_classes_have_colours_of_their_own():
     (common.UserError("a.jpg: bad"), "error: a.jpg: bad"),
     (OSError(28, "No space left on device", "/disk/file"),
      "error: No space left on device: /disk/file"),
-    (KeyboardInterrupt(), "stopped by Ctrl-C")])
+    (KeyboardInterrupt(), "\nstopped by Ctrl-C")])
 def test_what_a_user_can_mend_ends_in_one_sentence(error, sentence):
     def main():
         raise error

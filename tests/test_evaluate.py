@@ -468,7 +468,7 @@ def test_the_report_can_be_printed_where_there_is_nothing_to_report(capsys, monk
 
 # ---- the whole script, with a network that knows
 
-def make_data_set(folder, category_list=CATEGORIES, max_per_class=1, val_count=3):
+def make_data_set(folder, category_list=CATEGORIES, max_per_class=1):
     """A data set of grey pictures as 01 would pack it, and weights that Sees stands in for."""
     images_4d_array, truth_list = seen_pictures()
     label_2d_array = np.array([truth[:4] for truth in truth_list], np.float32)
@@ -476,10 +476,9 @@ def make_data_set(folder, category_list=CATEGORIES, max_per_class=1, val_count=3
     dataset_dict = {"category_list": category_list, "box_size": [30, 30],
                     "max_per_class": max_per_class}
     for split in ("train", "val", "test"):
-        count = val_count if split == "val" else 3
-        np.save(folder / f"{split}_images.npy", images_4d_array[:count])
-        np.save(folder / f"{split}_labels.npy", label_2d_array[label_2d_array[:, 0] < count])
-        dataset_dict[split] = {"file_list": FILES[:count], "size_list": [[128, 96]] * count}
+        np.save(folder / f"{split}_images.npy", images_4d_array)
+        np.save(folder / f"{split}_labels.npy", label_2d_array)
+        dataset_dict[split] = {"file_list": FILES[:3], "size_list": [[128, 96]] * 3}
     (folder / "dataset.json").write_text(json.dumps(dataset_dict), encoding="utf-8")
     (folder / "weights.pt").write_bytes(b"")
     return folder
@@ -558,12 +557,6 @@ def test_weights_that_know_fewer_of_a_class_than_the_data_holds_are_told_in_the_
         assert "03_train.py" not in capsys.readouterr().out
 
 
-def test_a_split_without_a_picture_ends_in_a_sentence(knowing, tmp_path, monkeypatch):
-    data = make_data_set(tmp_path / "data", val_count=0)
-    code, sentence = call_main(evaluate, monkeypatch, "--data", data, "--split", "val")
-    assert code == 1 and str(data) in sentence and "val" in sentence and "--split" in sentence
-
-
 @pytest.mark.filterwarnings("error")
 def test_class_names_without_letters_in_any_font_are_drawn_as_numbers(
         knowing, tmp_path, monkeypatch):
@@ -595,3 +588,12 @@ def test_weights_of_other_classes_end_in_a_sentence_with_the_command_that_helps(
     for part in (data, "left", "nose", "03_train.py --data"):
         assert str(part) in sentence
     assert f"using {data / 'weights.pt'}" in capsys.readouterr().out
+
+
+def test_a_class_called_overall_has_its_own_row(capsys, monkeypatch):
+    metrics = summary()
+    metrics["classes"] = {"overall": metrics["classes"]["left"]}
+    metrics |= {"robustness": {}, "blind_guess": {}, "shift": {}, "speed": {}}
+    evaluate.print_report(metrics, ["background", "overall"])
+    first_list = [line.split()[:1] for line in capsys.readouterr().out.splitlines()[:4]]
+    assert first_list.count(["overall"]) == 2

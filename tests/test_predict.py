@@ -296,7 +296,7 @@ def test_bad_pictures_get_their_sentence_and_the_others_go_on(data, tmp_path, mo
     bad_list = [line for line in output.splitlines() if line.startswith("bad: ")]
     assert len(bad_list) == 6
     for name, words in (("empty.png", "not a readable picture"), ("bomb.png", "9000 x 9000 px"),
-                        ("text.jpg", "not a readable picture"), ("missing.jpg", "no such file"),
+                        ("text.jpg", "not a readable picture"), ("missing.jpg", "No such file"),
                         ("half.png", "not a readable picture"), ("sixteen.png", "8 bits")):
         assert sum(name in line and words in line for line in bad_list) == 1, name
     assert sorted(Path(entry["image"]).stem for entry in read_json(found)) == [
