@@ -80,17 +80,17 @@ def class_maps(output_4d) -> np.ndarray:
 
 
 def in_words(keypoint_list: list[dict], best_dict: dict[str, float], threshold: float) -> str:
-    """What was found; else the best of each class, which tells "nearly" from "not at all".
+    """What was found; else the best cell of each class: "nearly", or "not at all"?
 
     >>> in_words([], {"keyPoint_1": 0.31, "keyPoint_2": 0.99998}, threshold=1)
-    'nothing found with threshold 1; best: keyPoint_1 0.310, keyPoint_2 0.999'
+    'nothing found with threshold 1; best cells: keyPoint_1 0.310, keyPoint_2 0.999'
     """
     if keypoint_list:
         form = "{class} {score:.3f} at ({x:.2f}, {y:.2f})"
         return "  ".join(form.format(**keypoint) for keypoint in keypoint_list)
     # Cut, not rounded: 0.99998 would read 1.000, as if it had reached the threshold.
     best_list = [f"{name} {math.floor(best * 1e3) / 1e3:.3f}" for name, best in best_dict.items()]
-    return f"nothing found with threshold {threshold:g}; best: " + ", ".join(best_list)
+    return f"nothing found with threshold {threshold:g}; best cells: " + ", ".join(best_list)
 
 
 def draw_map(path: Path, drawn: Image.Image, image_3d_array: np.ndarray,
