@@ -168,6 +168,10 @@ def test_the_summary_equals_one_worked_out_by_hand():
     assert result["classes"]["right"]["error_px"]["mean"] == 2.5
 
 
+def test_recall_within_is_the_share_of_all_labels_that_are_right_and_so_near():
+    assert summary()["recall_within"] == {"2px": 0.1667, "5px": 0.5, "10px": 0.5}  # 1, 3 and 3 of 6
+
+
 def test_all_points_counts_each_label_with_its_classes_best_cell_whatever_the_score():
     best_list = points(*[[(1, 10, 10, 0.1), (2, 50, 50, 0.02)]] * 6)
     left = [3, 2, 0]  # from (10, 10) to the left labels; from (50, 50) to the right ones
@@ -193,6 +197,8 @@ def test_a_summary_without_any_prediction_or_label_holds_none():
         assert result["error_px"]["mean"] is None and result["error_px"]["bias"] is None
         assert result["overall"]["precision"] is None
         assert (result["error_px"]["all_points"] is None) == (len(truth_list) == 0)
+        share = 0 if truth_list else None
+        assert result["recall_within"] == {"2px": share, "5px": share, "10px": share}
 
 
 def test_the_blind_guess_answers_each_classs_median_place_in_the_training_split():
@@ -524,6 +530,7 @@ def test_each_split_has_metrics_and_pictures_of_its_own(knowing, tmp_path, monke
     metrics = json.loads((results / "metrics_val.json").read_text(encoding="utf-8"))
     assert metrics["overall"] == {"precision": 1, "recall": 1, "f1": 1, "support": 3}
     assert metrics["confusion_matrix"] == [[1, 0, 0], [0, 2, 0], [0, 0, 1]]
+    assert metrics["recall_within"] == {"2px": 1, "5px": 1, "10px": 1}
     assert metrics["error_px"]["all_points"] <= 0.001
 
 
