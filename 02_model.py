@@ -310,9 +310,8 @@ def example(data_folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return image_3d_array, label_2d_array * (0, 1, 1, 1)  # picture 0 of those shown
 
 
-def show_match_and_decode(label_2d_array: np.ndarray, rows: int, columns: int) -> None:
-    """A picture's keypoints onto the grid and back."""
-    gt_offset_4d_array, gt_class_id_3d_array = match(label_2d_array, 1, rows, columns)
+def show_match_and_decode(label_2d_array, gt_offset_4d_array, gt_class_id_3d_array) -> None:
+    """What match has made of a picture's keypoints, and what decode makes of that."""
     for _, class_id, x, y in label_2d_array:
         print(f"a keypoint of class {class_id:g} at x {x:.2f}, y {y:.2f}")
     print("match: it teaches")
@@ -345,11 +344,10 @@ def draw_targets(axes, image_3d_array, gt_offset_3d_array, gt_class_id_2d_array)
     axes.grid(color="white", alpha=0.4)
 
 
-def draw_grid(path: Path, image_3d_array: np.ndarray, label_2d_array: np.ndarray) -> None:
+def draw_grid(path: Path, image_3d_array, label_2d_array, offset_3d_array,
+              class_id_2d_array) -> None:
     """Part of the picture round its first keypoint, with what each cell there learns."""
     height, width = image_3d_array.shape[:2]
-    targets = match(label_2d_array, 1, height // CELL, width // CELL)
-    offset_3d_array, class_id_2d_array = (array[0] for array in targets)
     axes = Figure(figsize=(7, 6), layout="constrained").subplots()
     draw_targets(axes, image_3d_array, offset_3d_array, class_id_2d_array)
     axes.plot(*make_priors(*class_id_2d_array.shape).flatten(1), "w+", markersize=6)
@@ -370,9 +368,11 @@ def main() -> None:
     torch.manual_seed(0)
     image_3d_array, label_2d_array = example(options.data)
     show_shapes(image_3d_array)
-    show_match_and_decode(label_2d_array, *(side // CELL for side in image_3d_array.shape[:2]))
+    rows, columns = (side // CELL for side in image_3d_array.shape[:2])
+    targets = match(label_2d_array, 1, rows, columns)
+    show_match_and_decode(label_2d_array, *targets)
     path = options.data / "results" / "grid.png"
-    draw_grid(path, image_3d_array, label_2d_array)
+    draw_grid(path, image_3d_array, label_2d_array, *(array[0] for array in targets))
     print(f"\nwrote {path}")
     print(f"next: {command('03_train.py', options.data)}")
 

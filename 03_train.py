@@ -442,8 +442,8 @@ def draw_crops(data_folder: Path, batch, noise_1d, generator) -> None:
     for axes, *targets in zip(figure.subplots(4, 4).flat, *array_list):
         model.draw_targets(axes, *targets)
         axes.tick_params(labelbottom=False, labelleft=False)
-    figure.suptitle("training crops with all changes; an arrow from each cell that learns a "
-                    "keypoint, a colour per class")
+    figure.suptitle("training crops with all changes; tinted cells learn a keypoint, a colour per "
+                    "class; arrows lead to it")
     save_figure(figure, data_folder / "results" / "train_crops.png")
 
 

@@ -94,6 +94,11 @@ def pair(prediction_list, truth_list):
     return sorted(pair_list)  # by picture, a Keypoint's first value
 
 
+def only_right(pair_list):
+    return [(truth, prediction) for truth, prediction in pair_list
+            if truth.class_id == prediction.class_id]
+
+
 # ---------------------------------------------------------------- confusion matrix and rates
 
 def confusion_matrix(pair_list, class_count):
@@ -144,7 +149,7 @@ def precision_recall_curve(all_list, truth_list, class_count):
 def right_errors(pair_list):
     """Prediction minus truth of the right pairs: dx, dy in px, `[P, 2]`."""
     error_list = [(prediction.x - truth.x, prediction.y - truth.y)
-                  for truth, prediction in pair_list if truth.class_id == prediction.class_id]
+                  for truth, prediction in only_right(pair_list)]
     return np.array(error_list).reshape(-1, 2)
 
 
@@ -242,7 +247,7 @@ CHANGE_DICT = {
 def robustness(network, about_dict, image_list, truth_list, threshold):
     """Precision, recall and mean error under each slight change of the surroundings."""
     result_dict = {}
-    for name in track(list(CHANGE_DICT), "robustness"):
+    for name in track(CHANGE_DICT, "robustness"):
         images = (np.asarray(CHANGE_DICT[name](Image.fromarray(image_3d_array)))
                   for image_3d_array in image_list)  # made one by one: memory stays flat
         pair_list = pair(predict(network, about_dict, images, threshold), truth_list)
@@ -269,9 +274,8 @@ def shift_test(network, about_dict, image_list, truth_list, threshold):
             shifted = np.pad(image_list[picture], margin_list, mode="edge")
             back_list = [found._replace(picture=picture, x=found.x - right, y=found.y - down)
                          for found in predict(network, about_dict, [shifted], threshold)]
-            for truth, back in pair(back_list, list(places_dict)):
-                if truth.class_id == back.class_id:
-                    places_dict[truth].append((back.x, back.y))
+            for truth, back in only_right(pair(back_list, list(places_dict))):
+                places_dict[truth].append((back.x, back.y))
         wanted += CELL * len(places_dict)
         for place_list in filter(None, places_dict.values()):
             middle = np.mean(place_list, axis=0)
@@ -344,9 +348,8 @@ def draw_errors(path, error_2d_array):
 def worst_cases(pair_list):
     """Up to 15 wrong pairs, false alarms and confusions before misses; then the largest errors."""
     wrong_list = [case for case in pair_list if case[0].class_id != case[1].class_id]
-    right_list = [case for case in pair_list if case[0].class_id == case[1].class_id]
     wrong_list.sort(key=lambda case: (case[1].class_id == 0, -case[1].score))
-    right_list.sort(key=lambda case: -case[0].distance_to(case[1]))
+    right_list = sorted(only_right(pair_list), key=lambda case: -case[0].distance_to(case[1]))
     return (wrong_list[:15] + right_list)[:20]
 
 

@@ -60,7 +60,7 @@ def test_uint8_and_float_pictures_give_the_same_answers():
         assert torch.equal(network(image_4d), network(image_4d.float()))
 
 
-def test_parameters_and_work_are_those_that_the_readme_names():
+def test_parameters_are_those_that_the_readme_names():
     network = model.KeypointNet(3)
     assert sum(parameter.numel() for parameter in network.parameters()) == 238_517
 

@@ -181,7 +181,8 @@ def test_any_place_and_any_length_of_name_can_be_drawn():
 
 
 def test_the_name_that_is_given_is_drawn_and_each_class_has_its_colour():
-    assert (drawn([(1, 50, 50)]) != drawn([(2, 50, 50)])).any()
+    same = ("", "same", "same")
+    assert (drawn([(1, 50, 50)], name_list=same) != drawn([(2, 50, 50)], name_list=same)).any()
     one, other = (drawn([(1, 50, 50)], name_list=("", name, "")) for name in ("1", "class 1"))
     assert (one != other).any()
 
