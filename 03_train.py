@@ -5,22 +5,22 @@
     python 03_train.py --resume         # goes on where a stopped run was
 
 Reads   data/dataset.json and the arrays that 01_prepare_data.py wrote.
-Writes  data/weights.pt (to predict with), data/checkpoint.pt (for --resume); what an earlier run
-        left of them is kept as data/weights.old.pt and data/checkpoint.old.pt. And
-        data/results/train_crops.png, what the network learns from, and data/results/loss.png.
-Time    four to six minutes on two CPU cores, and a minute for drawing.
+Writes  data/weights.pt (to predict with; an earlier run's is kept as weights.old.pt),
+        data/checkpoint.pt (for --resume), data/results/train_crops.png (what the network learns
+        from) and data/results/loss.png.
+Time    four to six minutes on two CPU cores.
 See     a loss that falls; both of its parts fall, on the validation split too.
 Next    python 04_evaluate.py says how good the result is.
 
 Words: a step is one forward and backward pass over one batch; an update changes the weights after
-every STEPS_PER_UPDATE steps; an epoch is as many crops as the training split has pictures.
+every STEPS_PER_UPDATE steps; an epoch is as many crops as the training split has images.
 """
 
 import copy
+import functools
 import importlib
 import queue
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -33,16 +33,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from common import (CELL, Progress, UserError, command, is_default, make_parser, pick_device,
-                    read_data_set, replacing, run_main, save_figure, short_reason)
+from common import (CELL, DATA_FOLDER, UserError, command, make_parser, read_data_set, replacing,
+                    run_main, run_script)
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
 
-UPDATES = 8000  # changes of the weights, however many pictures there are
+UPDATES = 8000  # changes of the weights, however many images there are
 STEPS_PER_UPDATE = 2  # their gradients add up: a batch of 32 with the memory of 16
 BATCH = 16  # crops a step
-# A cell sees 142 px: in a crop every cell sees some of the zero padding, in a whole picture only
+# A cell sees 142 px: in a crop every cell sees some of the zero padding, in a whole image only
 # those at its rim do. Larger crops were worse for the same work (docs/experiments.md).
 CROP = 128  # px; side of the squares that are cut out for training
 KEYPOINT_SHARE = 0.75  # of the crops lie round a keypoint, the others anywhere
@@ -50,123 +50,87 @@ QUEUE_SIZE = 8  # batches; enough to bridge a slow one, and few megabytes
 LEARNING_RATE = 6e-3  # the largest
 WARM_UP = 0.025  # share of the run in which the learning rate rises from 0
 HALVINGS = 5  # of the learning rate, evenly over the run
-LOCATION_LOSS = "L1"  # |error|; or "MSE", its square, which cares little about small errors
 U = 0.3  # loss = location + U x confidence
 HARD_NEGATIVES = 6  # background cells a crop that count: those with the largest loss
 AVERAGE_DECAY = 0.998  # of the weights' moving average (EMA): it looks back over 500 updates
 LIGHT, CONTRAST, COLOUR = 0.25, 0.25, 0.08  # largest random change: 0.25 is 25 %
 NOISE, BLUR = 8.0, 1.0  # grey levels; 1.0 replaces each pixel by the mean of 3x3
 TURN, ZOOM = 20.0, 0.25  # a warp turns by up to 20 degrees and zooms by 0.75 to 1.25
-WARP_PICTURES = 100  # 100 / pictures is the share of warped crops: few pictures need variety more
+WARP_IMAGES = 100  # 100 / images is the share of warped crops: few images need variety more
 SHOW_EVERY, SAVE_EVERY = 50, 500  # updates between two progress lines, two checkpoints
 
 
-# ---------------------------------------------------------------- the loader thread
+# ---------------------------------------------------------------- crops and the loader thread
 
-class Loader(threading.Thread):
-    """Cuts crops out of the pictures in a thread of its own, and hands batches over in a queue.
+def make_batch(images_4d_array, label_2d_array, seed: int, step: int, mirror: bool = False,
+               warp_share: float = 0.0):
+    """Batch number `step`: crops uint8 `[N, 128, 128, 3]`, and what their cells should answer:
+    gt_offset float32 `[N, 2, 4, 4]`, gt_class_id int64 `[N, 4, 4]`.
 
-    A thread helps where it waits or works outside of Python: reading the mapped file, copying in
-    numpy and warping in Pillow let go of Python's lock (GIL), and the loop's convolutions do too.
-    Batch number i depends on (seed, i) alone, so a resumed run gets the same ones.
+    It depends on (seed, step) alone, so a resumed run gets the same batches.
     """
-
-    def __init__(self, images_4d_array, label_2d_array, first_step: int, last_step: int, seed: int,
-                 mirror: bool):
-        super().__init__(daemon=True)  # daemon: the program may end though this thread runs
-        self.images_4d_array, self.label_2d_array = images_4d_array, label_2d_array
-        self.first_step, self.last_step = first_step, last_step
-        self.seed, self.mirror = seed, mirror
-        self.crop_height, self.crop_width = (min(CROP, side) for side in images_4d_array.shape[1:3])
-        self.warp_share = min(1.0, WARP_PICTURES / len(images_4d_array))
-        self.wait_seconds = 0.0  # how long the loop has waited for batches
-        # Bounded: `put` sleeps while it is full, `get` while it is empty, and memory stays flat.
-        self.queue = queue.Queue(maxsize=QUEUE_SIZE)
-
-    def run(self) -> None:
-        """What the thread does, from start() on."""
-        try:
-            for step in range(self.first_step, self.last_step):
-                self.queue.put(self.make_batch(step))
-        except BaseException as error:  # through the queue: otherwise the loop would wait for ever
-            self.queue.put(error)
-
-    def next_batch(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        start_time = time.perf_counter()
-        item = self.queue.get()
-        self.wait_seconds += time.perf_counter() - start_time
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    def make_batch(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Batch number `step`: crops uint8 `[N, 128, 128, 3]`, and what their cells should answer:
-        gt_offset float32 `[N, 2, 4, 4]`, gt_class_id int64 `[N, 4, 4]`.
-        """
-        rng = np.random.default_rng([self.seed, step])
-        crops_4d_array = np.empty((BATCH, self.crop_height, self.crop_width, 3), np.uint8)
-        label_list = []
-        for index in range(BATCH):
-            crops_4d_array[index], label_2d_array = self.make_crop(rng)
-            label_2d_array[:, 0] = index
-            label_list.append(label_2d_array)
-        rows, columns = self.crop_height // CELL, self.crop_width // CELL
-        return crops_4d_array, *model.match(np.concatenate(label_list), BATCH, rows, columns)
-
-    def make_crop(self, rng) -> tuple[np.ndarray, np.ndarray]:
-        """A crop and its picture's labels, x and y from the crop's corner.
-
-        Labels outside of the crop stay: one just outside teaches the cells along the rim.
-        """
-        height, width = self.images_4d_array.shape[1:3]
-        # Of 600 cells one holds a keypoint: crops from anywhere would show too few of them.
-        if len(self.label_2d_array) and rng.random() < KEYPOINT_SHARE:
-            picture, _, x, y = self.label_2d_array[rng.integers(len(self.label_2d_array))]
-            left, top = x - rng.uniform(0, self.crop_width), y - rng.uniform(0, self.crop_height)
-        else:
-            picture = rng.integers(len(self.images_4d_array))
-            left = rng.uniform(0, width - self.crop_width + 1)
-            top = rng.uniform(0, height - self.crop_height + 1)
-        left = int(np.clip(left, 0, width - self.crop_width))
-        top = int(np.clip(top, 0, height - self.crop_height))
-        picture_3d_array = self.images_4d_array[int(picture)]  # [1920, 320, 3]; still on the disk
-        crop_3d_array = picture_3d_array[top:top + self.crop_height, left:left + self.crop_width]
-        # 01 writes the labels picture by picture: those of one are a stretch, found by bisection.
-        first, last = np.searchsorted(self.label_2d_array[:, 0], (picture, picture + 1))
-        label_2d_array = self.label_2d_array[first:last].copy()
-        if rng.random() < self.warp_share:
-            crop_3d_array, label_2d_array[:, 2:] = warp(
-                rng, picture_3d_array, left, top, crop_3d_array.shape, label_2d_array[:, 2:])
-        else:
-            label_2d_array[:, 2:] -= left, top
-        if self.mirror:
-            crop_3d_array, label_2d_array[:, 2:] = mirror_and_turn(
-                rng, crop_3d_array, label_2d_array[:, 2:])
-        return crop_3d_array, label_2d_array
+    rng = np.random.default_rng([seed, step])
+    height, width = (min(CROP, side) for side in images_4d_array.shape[1:3])
+    crops_4d_array = np.empty((BATCH, height, width, 3), np.uint8)
+    crop_label_list = []
+    for index in range(BATCH):
+        crop_3d_array, crop_label_2d_array = make_crop(
+            images_4d_array, label_2d_array, height, width, rng, warp_share)
+        if mirror:
+            crop_3d_array, crop_label_2d_array[:, 2:] = mirror_and_turn(
+                rng, crop_3d_array, crop_label_2d_array[:, 2:])
+        crop_label_2d_array[:, 0] = index
+        crops_4d_array[index] = crop_3d_array
+        crop_label_list.append(crop_label_2d_array)
+    return crops_4d_array, *model.match(np.concatenate(crop_label_list), BATCH, height // CELL,
+                                        width // CELL)
 
 
-def warp(rng, picture_3d_array, left, top, crop_shape, place_2d_array):
-    """A crop of the picture, turned and zoomed about its middle; its places `[M, 2]` move along.
+def make_crop(images_4d_array, label_2d_array, height: int, width: int, rng, warp_share: float):
+    """A crop `[height, width, 3]` and its image's labels, x and y from the crop's corner.
 
-    Places go forwards: new = matrix (old - middle) + half. For pixels Pillow asks where each new
-    one comes from: old = inverse (new - half) + middle, its six numbers are the inverse and the
-    shift middle - inverse half. Beyond the picture it is black.
+    Labels outside of the crop stay: one just outside teaches the cells along the rim.
+    """
+    rows, columns = images_4d_array.shape[1:3]
+    # Of 600 cells one holds a keypoint: crops from anywhere would show too few of them.
+    if len(label_2d_array) and rng.random() < KEYPOINT_SHARE:
+        index, _, x, y = label_2d_array[rng.integers(len(label_2d_array))]
+        left, top = x - rng.uniform(0, width), y - rng.uniform(0, height)
+    else:
+        index = rng.integers(len(images_4d_array))
+        left, top = rng.uniform(0, columns - width + 1), rng.uniform(0, rows - height + 1)
+    left, top = int(np.clip(left, 0, columns - width)), int(np.clip(top, 0, rows - height))
+    image_3d_array = images_4d_array[int(index)]  # [1920, 320, 3]; still on the disk
+    own_2d_array = label_2d_array[label_2d_array[:, 0] == index]  # a copy
+    if rng.random() < warp_share:
+        crop_3d_array, own_2d_array[:, 2:] = warp(
+            rng, image_3d_array, left, top, height, width, own_2d_array[:, 2:])
+    else:
+        crop_3d_array = image_3d_array[top:top + height, left:left + width]
+        own_2d_array[:, 2:] -= left, top
+    return crop_3d_array, own_2d_array
+
+
+def warp(rng, image_3d_array, left, top, height, width, place_2d_array):
+    """A crop of the image, turned and zoomed about its middle; its places `[M, 2]` move along.
+
+    Places go forward: new = forward (old - middle) + half. For pixels Pillow asks backward, where
+    each new one comes from: old = backward (new - half) + middle. Beyond the image it is black.
     """
     angle, zoom = np.radians(rng.uniform(-TURN, TURN)), rng.uniform(1 - ZOOM, 1 + ZOOM)
-    matrix_2d_array = zoom * np.array([[np.cos(angle), -np.sin(angle)],
-                                       [np.sin(angle), np.cos(angle)]])
-    height, width = crop_shape[:2]
+    forward_2d_array = zoom * np.array([[np.cos(angle), -np.sin(angle)],
+                                        [np.sin(angle), np.cos(angle)]])
+    backward_2d_array = np.linalg.inv(forward_2d_array)
     half = np.array([width / 2, height / 2])
     middle = half + (left, top)
-    place_2d_array = (place_2d_array - middle) @ matrix_2d_array.T + half
-    # Pillow gets the crop and two cells round it: to copy the whole picture would take too long.
+    place_2d_array = (place_2d_array - middle) @ forward_2d_array.T + half
+    # Pillow gets the crop and two cells round it: to copy the whole image would take too long.
     x, y = max(0, left - 2 * CELL), max(0, top - 2 * CELL)
-    part_3d_array = picture_3d_array[y:top + height + 2 * CELL, x:left + width + 2 * CELL]
-    inverse_2d_array = np.linalg.inv(matrix_2d_array)
-    shift_x, shift_y = middle - (x, y) - inverse_2d_array @ half
+    part_3d_array = image_3d_array[y:top + height + 2 * CELL, x:left + width + 2 * CELL]
+    shift_x, shift_y = middle - (x, y) - backward_2d_array @ half
     image = Image.fromarray(np.ascontiguousarray(part_3d_array)).transform(
         (width, height), Image.Transform.AFFINE,
-        (*inverse_2d_array[0], shift_x, *inverse_2d_array[1], shift_y), Image.Resampling.BILINEAR)
+        (*backward_2d_array[0], shift_x, *backward_2d_array[1], shift_y), Image.Resampling.BILINEAR)
     return np.asarray(image), place_2d_array
 
 
@@ -183,10 +147,38 @@ def mirror_and_turn(rng, crop_3d_array, place_2d_array):
     return crop_3d_array, np.stack((x, y), axis=1)
 
 
+class Loader(threading.Thread):
+    """Makes batches in a thread of its own, and hands them over in a queue.
+
+    A thread helps where it waits or works outside of Python: reading the mapped file, copying in
+    numpy and warping in Pillow let go of Python's lock (GIL), and the loop's convolutions do too.
+    """
+
+    def __init__(self, make, steps):
+        super().__init__(daemon=True)  # daemon: the program may end though this thread runs
+        self.make, self.steps = make, steps
+        # Bounded: `put` sleeps while it is full, `get` while it is empty, and memory stays flat.
+        self.queue = queue.Queue(maxsize=QUEUE_SIZE)
+
+    def run(self) -> None:
+        """What the thread does, from start() on."""
+        try:
+            for step in self.steps:
+                self.queue.put(self.make(step))
+        except BaseException as error:  # through the queue: otherwise the loop would wait for ever
+            self.queue.put(error)
+
+    def next_batch(self):
+        item = self.queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+
 # ---------------------------------------------------------------- on the device: images and loss
 
 def to_device(batch, device):
-    """A batch as tensors on the device. Pictures travel as uint8, a quarter of float32's bytes."""
+    """A batch as tensors on the device. Images travel as uint8, a quarter of float32's bytes."""
     images_4d, gt_offset_4d, gt_class_id_3d = (torch.from_numpy(a).to(device) for a in batch)
     images_4d = images_4d.permute(0, 3, 1, 2).float()  # [16, 3, 128, 128]
     return images_4d, gt_offset_4d, gt_class_id_3d
@@ -201,7 +193,7 @@ def augment(images_4d: torch.Tensor, noise_1d: torch.Tensor, generator) -> torch
         return low + (high - low) * torch.rand(shape, generator=generator, device=images_4d.device)
 
     images_4d = images_4d * uniform(1 - COLOUR, 1 + COLOUR, channels=3)
-    mean_4d = images_4d.mean(dim=(1, 2, 3), keepdim=True)  # [N, 1, 1, 1]
+    mean_4d = images_4d.mean(dim=(1, 2, 3), keepdim=True)  # [16, 1, 1, 1]
     images_4d = (images_4d - mean_4d) * uniform(1 - CONTRAST, 1 + CONTRAST)
     images_4d += mean_4d * uniform(1 - LIGHT, 1 + LIGHT)
     kernel_4d = torch.full((3, 1, 3, 3), 1 / 9, device=images_4d.device)  # the mean of 3x3
@@ -216,22 +208,21 @@ def augment(images_4d: torch.Tensor, noise_1d: torch.Tensor, generator) -> torch
 
 
 def detection_loss(output_4d, gt_offset_4d, gt_class_id_3d):
-    """Location and confidence loss, each summed over a picture's cells, then the mean of pictures.
+    """Location and confidence loss, each summed over an image's cells, then the mean of images.
 
     output_4d `[N, 5, 4, 4]`, offsets in half cells; gt_offset_4d `[N, 2, 4, 4]` in px;
     gt_class_id_3d `[N, 4, 4]`. The mean of two half batches' losses is the whole batch's, and so
     are the gradients. Only BN differs: it sees each half by itself.
     """
     is_positive_3d = gt_class_id_3d > 0  # [N, 4, 4], bool
-    error_4d = output_4d[:, :2] - gt_offset_4d / model.OFFSET_UNIT  # [N, 2, 4, 4]
-    error_4d = error_4d.abs() if LOCATION_LOSS == "L1" else error_4d.square()
+    error_4d = (output_4d[:, :2] - gt_offset_4d / model.OFFSET_UNIT).abs()  # [N, 2, 4, 4], L1
     location = (error_4d * is_positive_3d[:, None]).sum() / len(output_4d)
     # cross_entropy takes scores [N, C, ...] before softmax and class ids [N, ...]. An untrained
     # network, for which all classes are alike, pays log(3) = 1.1 a cell.
     cell_loss_3d = nn.functional.cross_entropy(output_4d[:, 2:], gt_class_id_3d, reduction="none")
     positive = (cell_loss_3d * is_positive_3d).sum()
-    # Nearly all cells are background and soon easy. Only the hardest of each picture count, or
-    # they would drown the few keypoints.
+    # Nearly all cells are background and soon easy. Only the hardest of each image count (hard
+    # negative mining), or they would drown the few keypoints.
     negative_2d = (cell_loss_3d * ~is_positive_3d).flatten(start_dim=1)  # [N, 16]
     hardest_2d, _ = negative_2d.topk(min(HARD_NEGATIVES, negative_2d.shape[1]), dim=1)  # [N, 6]
     confidence = (positive + hardest_2d.sum()) / len(output_4d)
@@ -246,58 +237,48 @@ def train(options, device: torch.device) -> None:
     network = model.KeypointNet(len(dataset_dict["category_list"])).to(device)
     average = copy.deepcopy(network).eval()  # what is saved for use: the mean of many updates
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, fused=True)
-    part_dict = {"network": network, "average": average, "optimizer": optimizer}
-    run_dict = describe_run(options, dataset_dict, array_dict["train"][1])
-    curve_dict, first_update = {"train": [], "val": []}, 0
-    if options.resume:
-        first_update, curve_dict = load_checkpoint(options.data, part_dict, run_dict)
-        if first_update == options.updates:
-            print(f"the run of {first_update} updates is finished; nothing was changed")
-            return
-        print(f"going on after update {first_update}")
-
-    loader = Loader(*array_dict["train"], first_update * STEPS_PER_UPDATE,
-                    options.updates * STEPS_PER_UPDATE, options.seed, options.mirror)
+    run = Run(options, dataset_dict, array_dict["train"][1], network, average, optimizer)
+    first = run.load() if options.resume else 0
+    share = min(1.0, WARP_IMAGES / len(array_dict["train"][0]))
+    make = functools.partial(make_batch, *array_dict["train"], options.seed, mirror=options.mirror,
+                             warp_share=share)
+    loader = Loader(lambda step: make(step=step),
+                    range(first * STEPS_PER_UPDATE, options.updates * STEPS_PER_UPDATE))
     generator = torch.Generator(device).manual_seed(options.seed)  # of augment's random numbers
     noise_1d = torch.randn(2 * BATCH * CROP * CROP * 3, generator=generator, device=device)
-    val_batch_list = make_val_batches(array_dict["val"], device)
-    draw_crops(options.data, to_device(loader.make_batch(0), device), noise_1d, generator)
-    print_plan(options, loader, network, device)
+    val_batch_list = [to_device(make_batch(*array_dict["val"], 12345, step), device)
+                      for step in range(8)]  # fixed crops, neither warped nor augmented
+    draw_crops(options.data, to_device(make(step=0), device), noise_1d, generator)
     loader.start()
-    progress = Progress(options.updates, "training", first_update)
-    loss_list = []
+    progress, loss_list = Progress(options.updates, first), []
     network.train()
-    for update in range(first_update, options.updates):
+    for update in range(first, options.updates):
         optimizer.param_groups[0]["lr"] = learning_rate(update, options.updates)
         optimizer.zero_grad()  # forget the gradients of the last update: backward adds to them
-        for step in range(STEPS_PER_UPDATE):
-            images_4d, gt_offset_4d, gt_class_id_3d = to_device(loader.next_batch(), device)
+        for step in range(update * STEPS_PER_UPDATE, (update + 1) * STEPS_PER_UPDATE):
+            images_4d, gt_offset_4d, gt_class_id_3d = to_device(
+                progress.wait(loader.next_batch), device)
             # A seed for each step, so that --resume goes on with the same random numbers.
-            generator.manual_seed(1_000_003 * options.seed + update * STEPS_PER_UPDATE + step)
-            images_4d = augment(images_4d, noise_1d, generator)  # [16, 3, 128, 128]
-            output_4d = network(images_4d)  # [16, 5, 4, 4]
+            generator.manual_seed(1_000_003 * options.seed + step)
+            output_4d = network(augment(images_4d, noise_1d, generator))  # [16, 5, 4, 4]
             location, confidence = detection_loss(output_4d, gt_offset_4d, gt_class_id_3d)
             # Divided by the number of steps: the sum of the gradients is then their mean.
             ((location + U * confidence) / STEPS_PER_UPDATE).backward()
             loss_list.append(torch.stack((location, confidence)).detach())
         optimizer.step()  # the update
         update_average(average, network, update)
-
-        done = update + 1
-        is_last = done == options.updates
-        if done % SHOW_EVERY == 0 or is_last:
-            curve_dict["train"].append([done, *mean_loss(loss_list, done)])
-            show_progress(progress, done, curve_dict["train"][-1], optimizer, loader)
+        if (update + 1) % SHOW_EVERY == 0 or update + 1 == options.updates:
+            run.curve_dict["train"].append([update + 1, *mean_loss(loss_list, update + 1)])
+            progress.show(*run.curve_dict["train"][-1], optimizer.param_groups[0]["lr"])
             loss_list = []
-        if done % SAVE_EVERY == 0 or is_last:
-            curve_dict["val"].append([done, *val_loss(average, val_batch_list, done)])
-            save_run(options.data, part_dict, dataset_dict, run_dict, done, curve_dict)
-    draw_curves(options.data, curve_dict)
-    print_result(options.data, curve_dict)
+        if (update + 1) % SAVE_EVERY == 0 or update + 1 == options.updates:
+            run.curve_dict["val"].append([update + 1, *val_loss(average, val_batch_list)])
+            run.save(update + 1)
+    draw_curves(options.data, run.curve_dict)
 
 
 def learning_rate(update: int, updates: int) -> float:
-    """It rises during the warm-up, then is halved again and again, evenly over the run.
+    """It rises during the warm-up, then is halved again and again, evenly over the run: step decay.
 
     >>> [learning_rate(update, 1000) / LEARNING_RATE for update in (4, 100, 200, 999)]
     [0.2, 1.0, 0.5, 0.03125]
@@ -308,7 +289,7 @@ def learning_rate(update: int, updates: int) -> float:
 
 @torch.no_grad()  # nothing is kept for a backward pass
 def update_average(average, network, update: int) -> None:
-    """Move the averaged network a little towards the one in training: weights jitter, means don't.
+    """Move the averaged network (EMA) a little towards the one in training.
 
     BN's running mean and variance are averaged, too, since they must fit the averaged weights. At
     first the average looks back less far, or it would remember the random weights of the start.
@@ -323,7 +304,7 @@ def update_average(average, network, update: int) -> None:
 
 
 def mean_loss(loss_list, done: int) -> list[float]:
-    """Mean location and confidence loss; a loss that is no number ends the run."""
+    """Mean location and confidence loss; a loss that is not a finite number ends the run."""
     location, confidence = torch.stack(loss_list).mean(dim=0).tolist()
     if not np.isfinite(location + confidence):
         raise UserError(f"the loss is {location + confidence} at update {done}; the weights saved "
@@ -332,103 +313,111 @@ def mean_loss(loss_list, done: int) -> list[float]:
     return [location, confidence]
 
 
-def make_val_batches(arrays, device) -> list:
-    """Eight batches of fixed crops of the validation split, neither warped nor augmented."""
-    loader = Loader(*arrays, 0, 0, seed=12345, mirror=False)  # never started
-    loader.warp_share = 0.0
-    return [to_device(loader.make_batch(step), device) for step in range(8)]
-
-
 @torch.no_grad()
-def val_loss(average, val_batch_list, done: int) -> list[float]:
-    loss_list = [torch.stack(detection_loss(average(images_4d), gt_offset_4d, gt_class_id_3d))
-                 for images_4d, gt_offset_4d, gt_class_id_3d in val_batch_list]
-    return mean_loss(loss_list, done)
+def val_loss(average, val_batch_list) -> list[float]:
+    """Mean location and confidence loss of the validation crops."""
+    return torch.stack([torch.stack(detection_loss(average(images_4d), *targets))
+                        for images_4d, *targets in val_batch_list]).mean(dim=0).tolist()
 
 
-# ---------------------------------------------------------------- round the loop: save and go on
+class Progress:
+    """A progress line that refreshes in place: `\\r` goes back to the line's start.
 
-def describe_run(options, dataset_dict, label_2d_array) -> dict:
-    """All settings of a run, and its data: --resume goes on only where they are the same."""
-    data_bytes = repr(dataset_dict["train"]["file_list"]).encode() + label_2d_array.tobytes()
-    run_dict = {"--updates": options.updates, "--seed": options.seed, "--mirror": options.mirror,
-                "data (checksum of file names and labels)": zlib.crc32(data_bytes),
-                "categories": dataset_dict["category_list"]}
-    for module in (model, sys.modules[__name__]):  # the settings stand in capitals
-        run_dict |= {name: value for name, value in vars(module).items()
-                     if name.isupper() and isinstance(value, (int, float, str, list))}
-    return run_dict
+    Into a file or a pipe, where nothing can be overwritten, a plain line every twenty seconds.
+    """
 
+    def __init__(self, updates: int, first: int):
+        self.updates, self.first, self.wait_seconds = updates, first, 0.0
+        self.start_time = self.last_time = time.perf_counter()
 
-def save_run(data_folder: Path, part_dict, dataset_dict, run_dict, update: int, curve_dict) -> None:
-    """Write weights.pt, to predict with, and checkpoint.pt, to go on from."""
-    about_dict = {key: dataset_dict[key] for key in ("category_list", "box_size", "max_per_class")}
-    weights_dict = {"network": part_dict["average"].state_dict(), **about_dict}
-    state_dict = {name: part.state_dict() for name, part in part_dict.items()}
-    checkpoint_dict = {**state_dict, "update": update, "curves": curve_dict, "run": run_dict}
-    for name, content in (("weights.pt", weights_dict), ("checkpoint.pt", checkpoint_dict)):
-        path = data_folder / name
-        try:
-            if path.is_file() and len(curve_dict["val"]) == 1:  # a first save keeps the last run's
-                with replacing(path.with_suffix(".old.pt")) as temporary:
-                    shutil.copyfile(path, temporary)
-            with replacing(path) as temporary:
-                torch.save(content, temporary)
-        except (OSError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
-            raise UserError(f"{path}: could not be written ({short_reason(error)}); make room on "
-                            f"the disk; {update} updates are done, --resume goes on from the last "
-                            "save, if there was one") from None
+    def wait(self, function):
+        """Call the function, and note how long the loop waited for it."""
+        start_time = time.perf_counter()
+        result = function()
+        self.wait_seconds += time.perf_counter() - start_time
+        return result
 
-
-def load_checkpoint(data_folder: Path, part_dict, run_dict) -> tuple[int, dict]:
-    """Put the checkpoint into network, average and optimizer. Returns updates done, and curves."""
-    path = data_folder / "checkpoint.pt"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file, so nothing to resume; train without --resume")
-    try:
-        # map_location: what a GPU has saved can go on where there is none.
-        saved_dict = torch.load(path, map_location="cpu", weights_only=True)
-        saved_run_dict = dict(saved_dict["run"])
-        for name, value in run_dict.items():
-            if saved_run_dict.get(name) != value:
-                raise UserError(f"{path}: was made with {name} = {saved_run_dict.get(name)}, this "
-                                f"run has {value}; make them equal, or train without --resume")
-        for name, part in part_dict.items():
-            part.load_state_dict(saved_dict[name])
-        return saved_dict["update"], saved_dict["curves"]
-    except UserError:
-        raise
-    except Exception as error:  # damaged bytes can raise nearly anything
-        raise UserError(f"{path}: not a checkpoint of this network ({short_reason(error)}); train "
-                        "without --resume") from None
+    def show(self, done: int, location: float, confidence: float, rate: float) -> None:
+        now, is_last, in_place = time.perf_counter(), done == self.updates, sys.stdout.isatty()
+        if not is_last and now - self.last_time < (0.2 if in_place else 20):  # s
+            return
+        self.last_time, seconds = now, now - self.start_time
+        steps = (done - self.first) * STEPS_PER_UPDATE  # of this run
+        left = round(seconds / (done - self.first) * (self.updates - done))  # s
+        line = (f"{done}/{self.updates}  loss {location + U * confidence:6.4f} = {location:6.4f} + "
+                f"{U:g} x {confidence:6.4f}  lr {rate:.1e}  {seconds / steps * 1e3:4.1f} ms a step,"
+                f" {self.wait_seconds / steps * 1e3:.1f} waiting  "
+                + (f"{seconds:.0f} s" if is_last else f"{left // 60}:{left % 60:02d} left"))
+        if in_place:
+            bar = ("#" * round(20 * done / self.updates)).ljust(20, ".")
+            columns = shutil.get_terminal_size().columns - 1  # a wrapped line can't be overwritten
+            line = "\r" + f"[{bar}] {line}"[:columns].ljust(columns)
+        print(line, end="" if in_place and not is_last else "\n", flush=True)
 
 
-# ---------------------------------------------------------------- what the user sees
+# ---- The lesson ends here; what follows makes it comfortable to use.
 
-def print_plan(options, loader, network, device) -> None:
-    pictures = len(loader.images_4d_array)
-    epochs = options.updates * STEPS_PER_UPDATE * BATCH / pictures
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    print(f"{pictures} pictures; {options.updates} updates of {STEPS_PER_UPDATE} x {BATCH} crops = "
-          f"{epochs:.0f} epochs; on {device}; {parameters:,} parameters")
+class Run:
+    """What is saved of a run, and from where it goes on."""
 
+    def __init__(self, options, dataset_dict, label_2d_array, network, average, optimizer):
+        self.weights_path = options.data / "weights.pt"
+        self.checkpoint_path = options.data / "checkpoint.pt"
+        self.average, self.curve_dict = average, {"train": [], "val": []}
+        self.part_dict = {"network": network, "average": average, "optimizer": optimizer}
+        self.about_dict = {key: dataset_dict[key] for key in (
+            "category_list", "box_size", "max_per_class", "scale")}
+        self.about_dict["checksum_list"] = dataset_dict["train"]["checksum_list"]
+        # A run is the same, and may be resumed, if these are.
+        self.key_dict = {"--updates": options.updates, "--seed": options.seed, "--mirror":
+                         options.mirror, "labels (checksum)": zlib.crc32(label_2d_array)}
+        self.saved_time = self.time_of_weights()
 
-def show_progress(progress, done: int, row, optimizer, loader) -> None:
-    _, location, confidence = row
-    steps = (done - progress.first) * STEPS_PER_UPDATE  # of this run
-    step_ms = (time.perf_counter() - progress.start_time) / steps * 1e3
-    epoch = done * STEPS_PER_UPDATE * BATCH / len(loader.images_4d_array)
-    progress.show(done, f"epoch {epoch:5.1f}  loss {location + U * confidence:6.4f} = "
-                        f"{location:6.4f} + {U:g} x {confidence:6.4f}  "
-                        f"lr {optimizer.param_groups[0]['lr']:.1e}  {step_ms:4.1f} ms a step, "
-                        f"{loader.wait_seconds / steps * 1e3:.1f} waiting")
+    def time_of_weights(self) -> int:
+        """When weights.pt was last written, in ns; 0 where there is none."""
+        return self.weights_path.stat().st_mtime_ns if self.weights_path.exists() else 0
 
+    def save(self, update: int) -> None:
+        """Write weights.pt, to predict with, and checkpoint.pt, to go on from."""
+        if self.time_of_weights() != self.saved_time:
+            raise UserError(f"{self.weights_path}: another run has written it since this one began;"
+                            " give each run a folder of its own with --data")
+        if self.saved_time and len(self.curve_dict["val"]) == 1:  # an earlier run's
+            shutil.copyfile(self.weights_path, self.weights_path.with_suffix(".old.pt"))
+        state_dict = {name: part.state_dict() for name, part in self.part_dict.items()}
+        for path, content in (
+                (self.weights_path, {"network": self.average.state_dict(), **self.about_dict}),
+                (self.checkpoint_path, {**state_dict, "update": update, "curves": self.curve_dict,
+                                        "run": self.key_dict})):
+            try:
+                with replacing(path) as temporary:
+                    torch.save(content, temporary)
+            except RuntimeError as error:  # what torch makes of a full disk
+                raise UserError(f"{path}: could not be written ({str(error)[:80]}); make room on "
+                                f"the disk, then go on from the last save with --resume") from None
+        self.saved_time = self.time_of_weights()
 
-def print_result(data_folder: Path, curve_dict) -> None:
-    _, location, confidence = curve_dict["val"][-1]
-    print(f"validation loss {location + U * confidence:.4f} = {location:.4f} + {U:g} x "
-          f"{confidence:.4f}\nwrote weights.pt, checkpoint.pt, results/loss.png and "
-          f"results/train_crops.png to {data_folder}")
+    def load(self) -> int:
+        """Put the checkpoint into network, average and optimizer; returns the updates done."""
+        path, again = self.checkpoint_path, "train without --resume"
+        try:  # map_location: what a GPU has saved can go on where there is none
+            saved_dict = torch.load(path, map_location="cpu", weights_only=True)
+            for name, value in self.key_dict.items():
+                if saved_dict["run"][name] != value:
+                    raise UserError(f"{path}: was made with {name} = {saved_dict['run'][name]}, "
+                                    f"now it is {value}; make them equal, or {again}")
+            for name, part in self.part_dict.items():
+                part.load_state_dict(saved_dict[name])
+        except UserError:
+            raise
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file, so nothing to resume; {again}") from None
+        except Exception as error:  # damaged bytes can raise nearly anything
+            raise UserError(f"{path}: not a checkpoint of this network ({type(error).__name__}); "
+                            f"{again}") from None
+        self.curve_dict = saved_dict["curves"]
+        print(f"going on after update {saved_dict['update']}")
+        return saved_dict["update"]
 
 
 def draw_crops(data_folder: Path, batch, noise_1d, generator) -> None:
@@ -436,7 +425,7 @@ def draw_crops(data_folder: Path, batch, noise_1d, generator) -> None:
     images_4d, gt_offset_4d, gt_class_id_3d = batch
     images_4d = augment(images_4d, noise_1d, generator.manual_seed(0)) / 255
     figure = Figure(figsize=(9, 9), layout="constrained")
-    # The way back to numpy is by the processor: an array cannot live on a GPU.
+    # numpy reads only the CPU's memory: from a GPU, copy to the CPU first.
     array_list = [tensor.cpu().numpy()
                   for tensor in (images_4d.permute(0, 2, 3, 1), gt_offset_4d, gt_class_id_3d)]
     for axes, *targets in zip(figure.subplots(4, 4).flat, *array_list):
@@ -444,11 +433,13 @@ def draw_crops(data_folder: Path, batch, noise_1d, generator) -> None:
         axes.tick_params(labelbottom=False, labelleft=False)
     figure.suptitle("training crops with all changes; tinted cells learn a keypoint, a colour per "
                     "class; arrows lead to it")
-    save_figure(figure, data_folder / "results" / "train_crops.png")
+    with replacing(data_folder / "results" / "train_crops.png") as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
 
 
 def draw_curves(data_folder: Path, curve_dict) -> None:
-    axes = Figure(figsize=(8, 4.5), layout="constrained").subplots()
+    """loss.png: the losses of training and validation against the update."""
+    axes = Figure(figsize=(9, 4.5), layout="constrained").subplots()
     for split, style, alpha in (("train", "-", 0.6), ("val", "o:", 1)):
         update_1d_array, *loss_list = np.array(curve_dict[split]).T
         for name, loss_1d_array, colour in zip(("location", "confidence"), loss_list,
@@ -458,28 +449,9 @@ def draw_curves(data_folder: Path, curve_dict) -> None:
     axes.set(xlabel="update", ylabel="loss per crop", yscale="log",
              title="training loss, and validation loss of the averaged weights")
     axes.grid(alpha=0.3)
-    axes.legend()
-    save_figure(axes.figure, data_folder / "results" / "loss.png")
-
-
-# ---------------------------------------------------------------- the program
-
-def is_prepared(data_folder: Path) -> bool:
-    """Did 01_prepare_data.py come to its end here? It names the splits in dataset.json last."""
-    path = data_folder / "dataset.json"
-    return path.is_file() and b'"train":' in path.read_bytes()
-
-
-def draw_data_set(data_folder: Path) -> None:
-    """Start 01_prepare_data.py as a reader would. If this script is stopped, that one is, too."""
-    script = Path(__file__).resolve().parent / "01_prepare_data.py"
-    process = subprocess.Popen([sys.executable, str(script), "--data", str(data_folder)])
-    try:
-        if process.wait():
-            raise UserError("01_prepare_data.py did not end well; its own message stands above")
-    finally:
-        process.terminate()
-        process.wait()
+    axes.figure.legend(loc="outside right upper")  # beside the axes it covers no curve
+    with replacing(data_folder / "results" / "loss.png") as temporary:
+        axes.figure.savefig(temporary, dpi=110, format="png")
 
 
 def main() -> None:
@@ -492,11 +464,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.updates < 1 or not 0 <= options.seed < 2 ** 32:
         parser.error("--updates must be at least 1 and --seed at least 0 and below 2**32")
-    if is_default(options.data) and not is_prepared(options.data):
-        print("data holds no data set yet; starting 01_prepare_data.py to draw one", flush=True)
-        draw_data_set(options.data)
-    train(options, pick_device())
-    print(f"next: {command('04_evaluate.py', options.data)}")
+    is_default = options.data.resolve() == DATA_FOLDER.resolve()
+    if is_default and not (DATA_FOLDER / "dataset.json").exists():
+        print("data holds no data set yet; 01_prepare_data.py draws one", flush=True)
+        run_script("01_prepare_data.py")
+    train(options, model.pick_device())
+    print(f"wrote weights.pt, checkpoint.pt, results/loss.png and results/train_crops.png to "
+          f"{options.data}\nnext: {command('04_evaluate.py', options.data, '--split', 'val')}")
 
 
 if __name__ == "__main__":

@@ -1,40 +1,30 @@
-"""What the six scripts share. Read it when you need it."""
+"""What at least two of the scripts need. No lesson; of packages only numpy and Pillow."""
 
 import argparse
 import contextlib
 import ctypes
 import json
-import math
 import os
+import re
 import shlex
-import shutil
 import signal
+import subprocess
 import sys
-import time
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import numpy as np
-import torch
-from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps
 
-CELL = 32  # px; the network's stride: one cell of its grid looks after 32x32 px of the picture
-REACH = CELL / 4  # px; a cell learns keypoints as far beyond its border, see match in 02_model.py
+CELL = 32  # px; the network's stride: one cell of its grid is responsible for 32x32 px
+REACH = 8  # px; a cell learns keypoints as far beyond its border, see match in 02_model.py
 DATA_FOLDER = Path(__file__).resolve().parent / "data"  # the default of every script's --data
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # no EPS: Pillow would run Ghostscript
-MAX_PIXELS = 50_000_000  # a picture above this is refused: a few bytes can unpack to gigabytes
-COLOUR_LIST = ["#00e5ff", "#ff4fd8", "#a6ff00", "#ffd400", "#ff7b3a", "#8f9bff"]  # class by class
-TURN_DICT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-             4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-             6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-             8: Image.Transpose.ROTATE_90}  # by EXIF tag 274: how a camera was held
+MAX_PIXELS = 50_000_000  # an image above this is refused: a few bytes can unpack to gigabytes
+COLOUR_LIST = ["#8f9bff", "#00e5ff", "#ff4fd8", "#a6ff00", "#ffd400", "#ff7b3a"]  # class_id % 6
 Image.init()  # or Pillow would not know WEBP and TIFF in Image.open(formats=...)
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; ours refuses
 
-
-# ---------------------------------------------------------------- talking with the user
 
 class UserError(Exception):
     """Something that the user can mend: one sentence with the file, the value and the fix."""
@@ -42,25 +32,25 @@ class UserError(Exception):
 
 def run_main(main) -> None:
     """Call `main()`. What a user can get wrong ends in one sentence and exit code 1."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a letter shows its code
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # there is none after `>&-`
+    sys.stdout.reconfigure(errors="backslashreplace")  # a letter that cannot be shown: its code
     keep_freed_memory()
-    # A polite kill ends the program like an error does: with its clean-up, and its children.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) == signal.SIG_DFL:  # after nohup it is not
+            # End as an error does: with the clean-up, and with the children.
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         sys.exit(f"error: {error}")
     except BrokenPipeError:  # the output went into `head`, which had seen enough
         sys.stdout = None
-    except OSError as error:  # no such folder, disk full, no permission
-        where = error.filename or "the file that was being written"
-        sys.exit(f"error: {error.strerror or error}: {where}")
+        sys.exit(141)
+    except OSError as error:  # disk full, no permission
+        sys.exit(f"error: {error.strerror or error}: {error.filename or 'a file being written'}")
     except KeyboardInterrupt:
         sys.exit("\nstopped by Ctrl-C")  # below the progress line
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
 
 
 def keep_freed_memory() -> None:
@@ -79,35 +69,35 @@ def make_parser(description: str, data_help: str) -> argparse.ArgumentParser:
     return parser
 
 
-def short_reason(error: Exception) -> str:
-    """What Pillow, PyTorch or numpy say of damaged bytes, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split(' <')[0].split())[:80]}"
-
-
-def is_default(folder: Path) -> bool:
-    return folder.resolve() == DATA_FOLDER.resolve()  # data may be a link to a larger disk
-
-
 def command(script: str, data_folder: Path, *argument_list) -> str:
-    """The command line that a user types next, with quotes where a name needs them."""
-    data_list = [] if is_default(data_folder) else ["--data", data_folder]
-    return shlex.join(["python", script, *map(str, data_list), *map(str, argument_list)])
+    """The command line that a user types next, from the folder in which they stand."""
+    is_default = data_folder.resolve() == DATA_FOLDER.resolve()  # data may be a link to a disk
+    data_list = [] if is_default else ["--data", data_folder]
+    called = Path(sys.argv[0]).parent / script
+    return shlex.join(map(str, ["python", called, *data_list, *argument_list]))
 
 
-def print_table(header, row_list, digits: int = 2) -> None:
+def run_script(script: str, *argument_list) -> None:
+    """Run another script as a reader would. Whatever ends this one ends that one, too."""
+    script_path = DATA_FOLDER.parent / script
+    process = subprocess.Popen([sys.executable, *map(str, (script_path, *argument_list))])
+    try:
+        if process.wait():
+            raise UserError(f"{script} did not end well; its own message stands above")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def print_table(row_list) -> None:
     """Columns as wide as their widest cell, the first to the left, the others to the right.
 
-    >>> print_table(("layer", "numbers", "MB"), [("conv 1", 1228800, 4.6875), ("all", None, 4.69)])
-       layer     numbers    MB
-       conv 1  1,228,800  4.69
-       all             -  4.69
+    >>> print_table([("layer", "numbers", "MB"), ("conv 1", 1228800, 4.6875)])
+       layer     numbers     MB
+       conv 1  1,228,800  4.688
     """
-    def text_of(cell) -> str:
-        if isinstance(cell, (float, np.floating)):
-            return f"{cell:,.{digits}f}"
-        return "-" if cell is None else cell if isinstance(cell, str) else f"{cell:,}"
-
-    text_list = [list(map(text_of, row)) for row in (header, *row_list)]
+    text_list = [[cell if isinstance(cell, str) else f"{cell:,}" if isinstance(cell, int)
+                  else f"{cell:,.3f}" for cell in row] for row in row_list]
     first_width, *width_list = [max(map(len, column)) for column in zip(*text_list)]
     for first, *rest in text_list:
         line = "".join(f"  {cell:>{width}}" for cell, width in zip(rest, width_list))
@@ -118,7 +108,7 @@ def print_table(header, row_list, digits: int = 2) -> None:
 def replacing(path: Path):
     """Yield a temporary path, moved to `path` at the end: a reader never meets half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".writing-{path.name}")
+    temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")  # each process has its own
     try:
         yield temporary
         os.replace(temporary, path)
@@ -132,76 +122,43 @@ def write_json(path: Path, content) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-# ---------------------------------------------------------------- data set, device, time
-
 def read_data_set(folder: Path) -> tuple[dict, dict]:
-    """Read what 01_prepare_data.py wrote. Raises UserError where a file is missing or damaged.
+    """What 01_prepare_data.py wrote: dataset.json, and {"train": (images, labels), "val": ...}.
 
-    Returns dataset.json, and {"train": (images, labels), "val": ..., "test": ...}: uint8
-    `[N, H, W, 3]`, mapped: only what is looked at is read from the disk; float32 `[M, 4]`.
+    Images are uint8 `[N, H, W, 3]`, mapped: only what is looked at is read from the disk; labels
+    are float32 `[M, 4]`: picture index, class id, x, y. Raises UserError.
     """
-    path = folder / "dataset.json"
-    if not path.is_file():
-        fix = command("01_prepare_data.py", folder)
-        raise UserError(f"{path}: no such file; make it with {fix}, for your own pictures --source")
-    array_dict = {}
     try:
-        dataset_dict = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("category_list", "box_size", "max_per_class", "train", "val", "test"):
-            dataset_dict[name]  # a KeyError here rather than later
-        for split in ("train", "val", "test"):
-            path = folder / f"{split}_images.npy"
-            images_4d_array = np.load(path, mmap_mode="r")
-            path = folder / f"{split}_labels.npy"
-            label_2d_array = np.load(path)
-            count_set = {len(images_4d_array), *(len(dataset_dict[split][name])
-                                                 for name in ("file_list", "size_list"))}
-            if images_4d_array.ndim != 4 or label_2d_array.shape[1:] != (4,) or len(count_set) > 1:
-                raise ValueError("does not fit dataset.json")
-            array_dict[split] = images_4d_array, label_2d_array
-    except (ValueError, EOFError, TypeError, KeyError, FileNotFoundError) as error:
-        raise UserError(f"{path}: damaged ({short_reason(error)}); make it again with "
-                        + command("01_prepare_data.py", folder)) from None
+        dataset_dict = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        array_dict = {split: (np.load(folder / f"{split}_images.npy", mmap_mode="r"),
+                              np.load(folder / f"{split}_labels.npy"))
+                      for split in ("train", "val", "test")}
+        for split, (images_4d_array, _) in array_dict.items():
+            if len(images_4d_array) != len(dataset_dict[split]["file_list"]):
+                raise ValueError(f"{split}_images.npy does not fit dataset.json")
+    except (FileNotFoundError, ValueError, EOFError, TypeError, KeyError) as error:
+        fix = command("01_prepare_data.py", folder, "--source", "FOLDER")
+        raise UserError(f"{folder}: no whole data set there ({str(error)[:120]}); make it with "
+                        f"{fix}, without --source to draw one") from None
     return dataset_dict, array_dict
 
 
-def pick_device() -> torch.device:
-    """The GPU, else the processor. CUDA_VISIBLE_DEVICES= before a command hides all cards."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def time_calls(function, device: torch.device, runs: int) -> list[float]:
-    """Times of so many calls in ms, after three to warm up."""
-    time_list = []
-    for _ in range(3 + runs):
-        start_time = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()  # a GPU works on its own: without waiting, nothing is timed
-        time_list.append((time.perf_counter() - start_time) * 1e3)
-    return time_list[3:]
-
-
-# ---------------------------------------------------------------- pictures
-
 def read_image(path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read a picture as uint8 `[height, width, 3]`, RGB. `path`: a path, or an open binary file.
-
-    Turned as its EXIF orientation says (LabelImg does so too); grey, palette and CMYK become RGB,
-    what is transparent becomes white. Raises UserError, and nothing else, for what is no picture.
+    """An image as uint8 `[height, width, 3]`, RGB, turned as its EXIF orientation says; what is
+    transparent becomes white. `path`: a path, or an open binary file. Raises UserError.
     """
     name = path if isinstance(path, (str, os.PathLike)) else "the picture"
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > max_pixels:
-                raise UserError(f"{name}: {image.width} x {image.height} px is more than "
-                                f"{max_pixels:,} px; shrink it")
-            if image.mode[0] in "IF":  # 16 or 32 bits, whose white may be 255, 4095, 65535 or 1.0
-                raise UserError(f"{name}: holds more than 8 bits a pixel; save it with 8 bits")
-            image.load()
-            orientation = image.getexif().get(274)
-            if orientation in TURN_DICT:
-                image = image.transpose(TURN_DICT[orientation])
+                raise UserError(f"{name}: {image.width} x {image.height} px are too many; shrink "
+                                f"it to {max_pixels:,} or fewer")
+            # White may then be 255, 4095, 65535 or 1.0. The tile says how Pillow would unpack it.
+            if image.mode[0] in "IF" or re.search(";(16|32)[BLN]", str(image.tile)):
+                raise UserError(f"{name}: holds more than 8 bits a colour; save it with 8 bits")
+            image.getexif()  # read now: without the bytes no odd tag can stop exif_transpose
+            image.info.pop("exif", None)
+            image = ImageOps.exif_transpose(image)
             if "A" in image.getbands() or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -209,133 +166,25 @@ def read_image(path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     except UserError:
         raise
     except Exception as error:  # damaged bytes can raise nearly anything
-        if isinstance(error, OSError) and error.errno:  # not there, no file, no permission
-            raise UserError(f"{name}: {error.strerror}") from None
-        raise UserError(f"{name}: not a readable picture ({short_reason(error)}); save it again "
-                        "as JPEG or PNG") from None
+        reason = getattr(error, "strerror", None)  # no such file, no permission
+        raise UserError(f"{name}: {reason or 'not a readable picture; save it as JPEG or PNG'}"
+                        ) from None
 
 
-def files_in(folder: Path, suffix_set=IMAGE_SUFFIXES) -> list[Path]:
-    return [path for path in sorted(folder.glob("*")) if path.suffix.lower() in suffix_set
-            and path.is_file() and not path.name.startswith(".")]
+def resize_image(image_3d_array: np.ndarray, scale: float) -> np.ndarray:
+    """`scale` times as large, in whole px. Places go along: new x = x * new width / width."""
+    height, width = (max(1, round(side * scale)) for side in image_3d_array.shape[:2])
+    image = Image.fromarray(image_3d_array).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image)
 
 
-def round_up_to_cell(length: int) -> int:
-    """The next multiple of 32, since the grid has whole cells: 416 stays, 417 becomes 448."""
-    return (length + CELL - 1) // CELL * CELL
-
-
-def pad_image(image_3d_array: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Repeat right column and bottom row up to `height` x `width`: no coordinate changes."""
+def pad_image(image_3d_array: np.ndarray, height: int = 0, width: int = 0) -> np.ndarray:
+    """Repeat right column and bottom row up to `height` x `width`, and up to whole cells."""
     rows, columns = image_3d_array.shape[:2]
+    height, width = (-(-max(sides) // CELL) * CELL for sides in ((height, rows), (width, columns)))
     return np.pad(image_3d_array, ((0, height - rows), (0, width - columns), (0, 0)), mode="edge")
 
 
-def colour_of(class_id: int) -> str:
-    return COLOUR_LIST[(int(class_id) - 1) % len(COLOUR_LIST)]
-
-
 def names_to_draw(category_list: list[str]) -> list[str]:
-    """The names as pictures show them: numbers where a font might lack the letters."""
-    if "".join(category_list).isascii():
-        return category_list
-    print("pictures show the classes as numbers: "
-          + ", ".join(f"{i} = {name}" for i, name in enumerate(category_list) if i))
-    return list(map(str, range(len(category_list))))
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a matplotlib Figure as PNG."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-
-
-def save_close_ups(path: Path, tile_list: list[tuple], columns: int) -> None:
-    """Parts of pictures side by side, `columns` in a row.
-
-    A tile: (title, picture `[H, W, 3]`, x, y, reach, points); it shows the picture as far as
-    `reach` px from (x, y), and each point (x, y, colour) as a cross.
-    """
-    rows = max(1, math.ceil(len(tile_list) / columns))
-    figure = Figure((1.8 * columns, 2 * rows))
-    for number, (title, image_3d_array, x, y, reach, point_list) in enumerate(tile_list, start=1):
-        left, top, right, bottom = (max(0, int(side)) for side in (
-            x - reach, y - reach, x + reach + 1, y + reach + 1))
-        part_3d_array = image_3d_array[top:bottom, left:right]
-        height, width = part_3d_array.shape[:2]
-        axes = figure.add_subplot(rows, columns, number, facecolor="grey")
-        if height and width:  # else all of it lies outside of the picture
-            axes.imshow(part_3d_array, extent=(left, left + width, top + height, top))
-        for point_x, point_y, colour in point_list:
-            axes.plot(point_x, point_y, "+", color=colour, markersize=24)
-        axes.set(xlim=(x - reach, x + reach), ylim=(y + reach, y - reach), xticks=[], yticks=[])
-        title = title.encode("ascii", "replace").decode()  # a font might lack a file name's letters
-        axes.set_title(title, fontsize=8, parse_math=False)
-    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.25 / (2 * rows), 0.05, 0.15)
-    save_figure(figure, path)
-
-
-# ---------------------------------------------------------------- LabelImg's XML
-
-def write_labelimg_xml(path: Path, image_name: str, width: int, height: int,
-                       keypoint_list: list[dict]) -> None:
-    """Write keypoints (dicts with "class" and "box") as LabelImg does; a box is cut at the edge.
-
-    Two decimals are kept. LabelImg opens them, but saves whole pixels, truncated: 0.5 px up and
-    left on average.
-    """
-    name = escape(image_name)
-    text = (f"<annotation><folder>{escape(path.parent.name)}</folder>\n"
-            f"<filename>{name}</filename><path>{name}</path>\n"
-            f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>\n"
-            "<segmented>0</segmented>\n")
-    for keypoint in keypoint_list:
-        xmin, ymin, xmax, ymax = keypoint["box"]
-        cut_box = [max(xmin, 0), max(ymin, 0), min(xmax, width), min(ymax, height)]
-        corners = "".join(f"<{tag}>{value:.2f}</{tag}>" for tag, value
-                          in zip(("xmin", "ymin", "xmax", "ymax"), cut_box))
-        truncated = int(cut_box != list(keypoint["box"]))
-        text += (f"<object><name>{escape(keypoint['class'])}</name><pose>Unspecified</pose>\n"
-                 f"<truncated>{truncated}</truncated><difficult>0</difficult>\n"
-                 f"<bndbox>{corners}</bndbox></object>\n")
-    with replacing(path) as temporary:
-        temporary.write_text(f"{text}</annotation>\n", encoding="utf-8")
-
-
-# ---------------------------------------------------------------- the progress bar
-
-def track(item_list, what: str):
-    """Yield the items, while a progress line counts what is done."""
-    progress = Progress(len(item_list), what)
-    for done, item in enumerate(item_list, start=1):
-        yield item
-        progress.show(done)
-
-
-class Progress:
-    """A progress line that refreshes in place: `\\r` goes back to the line's start.
-
-    Into a file or a pipe, where nothing can be overwritten, a plain line every twenty seconds.
-    """
-
-    def __init__(self, total: int, what: str, first: int = 0):
-        self.total, self.what = total, what
-        self.first = first  # what was done before this run (--resume) says nothing about the rest
-        self.start_time = self.last_time = time.perf_counter()
-
-    def show(self, done: int, text: str = "") -> None:
-        """Show that `done` of `total` are done, with `text` after it."""
-        now, is_last, in_place = time.perf_counter(), done == self.total, sys.stdout.isatty()
-        if not is_last and now - self.last_time < (0.2 if in_place else 20):  # s
-            return
-        self.last_time, seconds = now, now - self.start_time
-        left = round(seconds / (done - self.first) * (self.total - done))
-        when = f"{seconds:.0f} s" if is_last else f"{left // 60}:{left % 60:02d} left"
-        line = f"{done}/{self.total}  {text}  {when}"
-        if not in_place:
-            print(f"{self.what} {line}", flush=True)
-            return
-        bar = ("#" * round(20 * done / self.total)).ljust(20, ".")
-        columns = shutil.get_terminal_size().columns - 1  # a wrapped line can't be overwritten
-        line = f"{self.what} [{bar}] {line}"[:columns].ljust(columns)
-        print(f"\r{line}", end="\n" if is_last else "", flush=True)
+    """The names as pictures show them: the fonts at hand may lack letters beyond ASCII."""
+    return [name if name.isascii() else f"class {i}" for i, name in enumerate(category_list)]
