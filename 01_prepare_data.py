@@ -12,6 +12,7 @@ Next    python 02_model.py shows the network; python 03_train.py trains it.
 """
 
 import shutil
+import textwrap
 import unicodedata
 import xml.etree.ElementTree as ElementTree
 import zlib
@@ -49,9 +50,10 @@ def read_labels(xml_path: Path, width: int, height: int) -> list[dict]:
         object_list = root.findall("object")
         keypoint_list = [read_object(node, number, width, height)
                          for number, node in enumerate(object_list, start=1)]
-        if (count := len(list(root.iter("bndbox")))) != len(keypoint_list):
-            raise ValueError(f"holds {count} <bndbox>, but {len(keypoint_list)} of them in an "
-                             "<object> of the <annotation>")
+        if len(list(root.iter("bndbox"))) != len(keypoint_list):
+            other_set = {node.tag for node in root.iter() if node.find("bndbox") is not None}
+            raise ValueError(f"holds a <bndbox> in <{'>, <'.join(sorted(other_set))}>, not only in "
+                             "the <object>s of the <annotation>")
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise UserError(f"{xml_path}: {str(error)[:250]}; mend it in your label tool") from None
     return keypoint_list
@@ -69,11 +71,15 @@ def read_object(node, number: int, width: int, height: int) -> dict:
                          "background")
     box_list = node.findall("bndbox")
     if len(box_list) != 1:
-        found = ", ".join(child.tag for child in node if len(child)) or "nothing else"
-        raise ValueError(f"{what} holds {len(box_list)} <bndbox> in place of one (found: {found})")
-    if sorted(child.tag for child in box_list[0] if child.tag in SIDE_LIST) != sorted(SIDE_LIST):
-        raise ValueError(f"the box of {what} needs xmin, ymin, xmax and ymax, each once")
-    box = [float(box_list[0].findtext(side)) for side in SIDE_LIST]
+        found = ", ".join(child.tag for child in node if len(child))
+        raise ValueError(f"{what} holds {len(box_list)} <bndbox> in place of one (found: "
+                         f"{found or 'no more than a name: draw a box round the point'})")
+    text_list = [[child.text for child in box_list[0].findall(side)] for side in SIDE_LIST]
+    try:
+        box = [float(text) for text, in text_list]  # each side stands there once
+    except (TypeError, ValueError):
+        raise ValueError(f"the box of {what} needs xmin, ymin, xmax, ymax, each once and a number "
+                         f"(found: {text_list})") from None
     check_box(box, what, width, height)
     return {"class": name, "box": box}
 
@@ -88,42 +94,49 @@ def find_centre(low: float, high: float, length: int, side: float) -> float:
     (3.0, 109.0)
     """
     is_low_cut, is_high_cut = low <= 1, high >= length - 1  # tools write 0 or 1, 319 or 320
-    if is_low_cut == is_high_cut or high - low >= side:
+    if is_low_cut == is_high_cut or not 0 < high - low < side:
         return (low + high) / 2
     return high - side / 2 if is_low_cut else low + side / 2
 
 
-def place_points(example_list: list[dict]) -> list[float]:
-    """Give every keypoint its "x" and "y", in px. Returns the usual box's width and height.
+def place_points(example_list: list[dict]) -> np.ndarray:
+    """Give every keypoint its "x" and "y". Returns the usual box's width and height, in px.
 
     The usual box is the median of those that have a size and that no edge has cut.
     """
-    side_list = []
-    for example in example_list:
-        width, height = example["size"]
-        for xmin, ymin, xmax, ymax in (point["box"] for point in example["keypoints"]):
-            is_whole = min(xmin, ymin) > 1 and xmax < width - 1 and ymax < height - 1
-            if is_whole and xmin < xmax:
-                side_list.append((xmax - xmin, ymax - ymin))
-    box_size = np.median(side_list or [(BOX_SIDE, BOX_SIDE)], axis=0).round(2).tolist()
+    side_list = [(xmax - xmin, ymax - ymin) for example in example_list
+                 for xmin, ymin, xmax, ymax in (point["box"] for point in example["keypoints"])
+                 if xmin < xmax and min(xmin, ymin) > 1 and xmax < example["size"][0] - 1
+                 and ymax < example["size"][1] - 1]
+    width, height = np.median(side_list or [(BOX_SIDE, BOX_SIDE)], axis=0)
     for example in example_list:
         for point in example["keypoints"]:
             xmin, ymin, xmax, ymax = point["box"]
-            point["x"] = find_centre(xmin, xmax, example["size"][0], box_size[0])
-            point["y"] = find_centre(ymin, ymax, example["size"][1], box_size[1])
-    return box_size
+            point["x"] = find_centre(xmin, xmax, example["size"][0], width)
+            point["y"] = find_centre(ymin, ymax, example["size"][1], height)
+            if xmin == xmax:
+                example["notes"].append("labels without a size, taken as points")
+            elif (point["x"], point["y"]) != ((xmin + xmax) / 2, (ymin + ymax) / 2):
+                example["notes"].append("boxes cut by the edge, completed from their whole sides")
+    return np.array([width, height])
 
 
 def to_label_array(example_list: list[dict], category_list: list[str]) -> np.ndarray:
-    """Float32 `[M, 4]`, a row per keypoint: image index, class id, x, y in px."""
+    """Float32 `[M, 4]`, a row per keypoint: image index, class id, x, y in px of the arrays."""
     row_list = []
     for index, example in enumerate(example_list):
-        width, height = example["size"]
+        cell_set, (width, height) = set(), example["scaled_size"]
         for point in example["keypoints"]:
-            x, y = point["x"], point["y"]
+            x = point["x"] * width / example["size"][0]
+            y = point["y"] * height / example["size"][1]
             # Of a cut box, the point may lie outside: up to REACH it is kept.
-            if max(-x, -y, x - width, y - height) < REACH:
-                row_list.append((index, category_list.index(point["class"]), x, y))
+            if max(-x, -y, x - width, y - height) >= REACH:
+                example["notes"].append(f"left out: points {REACH} px or more outside")
+                continue
+            if (cell := (x // CELL, y // CELL)) in cell_set:  # a cell answers once
+                example["notes"].append("keypoints that share a cell: one of them is lost")
+            cell_set.add(cell)
+            row_list.append((index, category_list.index(point["class"]), x, y))
     return np.array(row_list, np.float32).reshape(-1, 4)
 
 
@@ -162,9 +175,10 @@ def split_by_name(example_list: list[dict], seed: int, *share_list: float) -> li
         return zlib.crc32(f"{seed} {example['path'].name}".encode()) / 2 ** 32
 
     rest_list, part_list, limit = sorted(example_list, key=number_of), [], 0.0
-    for share in share_list:
+    for later, share in zip(range(len(share_list), 0, -1), share_list):
         limit += share
-        count = max(1, sum(number_of(example) < limit for example in rest_list))
+        count = sum(number_of(example) < limit for example in rest_list)
+        count = max(1, min(count, len(rest_list) - later))  # one for each that is still to come
         part_list.append(rest_list[:count])
         rest_list = rest_list[count:]
     return [sorted(part, key=lambda example: example["path"]) for part in (*part_list, rest_list)]
@@ -204,23 +218,28 @@ def pack_images(path: Path, example_list: list[dict], height: int, width: int,
     return checksum_list
 
 
-def describe(split_dict: dict) -> dict:
+def describe(split_dict: dict, scale: float) -> dict:
     """What dataset.json says of names, sizes and boxes; gives the keypoints their places."""
     all_list = sum(split_dict.values(), [])
     name_set = {point["class"] for example in all_list for point in example["keypoints"]}
-    return {"category_list": ["background", *sorted(name_set)],
-            "max_per_class": max(map(most_of_a_class, split_dict["train"])),
-            "box_size": place_points(all_list),
-            "height": -(-max(example["size"][1] for example in all_list) // CELL) * CELL,
-            "width": -(-max(example["size"][0] for example in all_list) // CELL) * CELL,
+    most_of_a_class = 0  # in a training image: it decides how decode (02) works
+    for split, example_list in split_dict.items():  # train comes first
+        for example in example_list:
+            count_dict = Counter(point["class"] for point in example["keypoints"])
+            most = max(count_dict.values(), default=0)
+            if split == "train":
+                most_of_a_class = max(most_of_a_class, most)
+            if most > (1 if split == "train" else most_of_a_class):
+                example["notes"].append(f"{most} of a class in a {split} image")
+    size_list = [example["scaled_size"] for example in all_list]
+    return {"category_list": ["background", *sorted(name_set)], "scale": scale,
+            "max_per_class": most_of_a_class,
+            "box_size": (scale * place_points(all_list)).round(2).tolist(),
+            "height": -(-max(height for _, height in size_list) // CELL) * CELL,
+            "width": -(-max(width for width, _ in size_list) // CELL) * CELL,
             **{split: {"file_list": [example["path"].name for example in example_list],
-                       "size_list": [example["size"] for example in example_list]}
+                       "size_list": [example["scaled_size"] for example in example_list]}
                for split, example_list in split_dict.items()}}
-
-
-def most_of_a_class(example: dict) -> int:
-    """How many keypoints of one class an example holds at most."""
-    return max(Counter(point["class"] for point in example["keypoints"]).values(), default=0)
 
 
 # ---- The lesson ends here; what follows makes it comfortable to use.
@@ -234,12 +253,13 @@ def check_frame(root, width: int, height: int) -> None:
             raise ValueError(f"holds <{child.tag[:40]}>, which is no part of Pascal VOC")
     text_list = [(root.findtext(f"size/{tag}") or "").strip() for tag in ("width", "height")]
     said = [0.0 if text in ("", "None") else float(text) for text in text_list]  # 0: not said
-    if all(side in (0, own) for side, own in zip(said, (width, height))):
-        return
-    is_swapped = all(side in (0, own) for side, own in zip(said, (height, width)))
-    raise ValueError(f"says {said[0]:g} x {said[1]:g} px, but the image has {width} x {height}: "
-                     + ("width and height are swapped, as by a tool that ignores the EXIF tag by "
-                        "which the image is turned" if is_swapped else "was it scaled?"))
+    is_so, is_swapped = (all(number in (0, side) for number, side in zip(said, sides))
+                         for sides in ((width, height), (height, width)))
+    if not is_so:
+        reason = ("width and height are swapped (so does a tool that ignores the EXIF tag which "
+                  "turns the image)" if is_swapped else "was it scaled after labelling?")
+        raise ValueError(f"says {said[0]:g} x {said[1]:g} px, but the image has {width} x "
+                         f"{height}: {reason}")
 
 
 def check_box(box: list[float], what: str, width: int, height: int) -> None:
@@ -279,7 +299,7 @@ def loose_stem(path: Path) -> str:
     {'a'}
     """
     name = unicodedata.normalize("NFC", path.name).casefold()
-    while Path(name).suffix in (".xml", ".txt", ".json", *IMAGE_SUFFIXES):
+    while Path(name).suffix in {".xml", ".txt", ".json", ".heic", ".gif", *IMAGE_SUFFIXES}:
         name = name[:-len(Path(name).suffix)]
     return name.strip()
 
@@ -287,62 +307,63 @@ def loose_stem(path: Path) -> str:
 def find_pairs(folder: Path, problem_list: list[str]) -> list[tuple[Path, Path]]:
     """(image, XML) of a folder; to problem_list comes a sentence for whatever nearly is a pair."""
     group_dict, pair_list = {}, []
-    for path in sorted(folder.glob("[!.]*")):
-        if path.is_file():
-            group_dict.setdefault(loose_stem(path), []).append(path)
+    for path in sorted(path for path in folder.glob("[!.]*") if path.is_file()):
+        group_dict.setdefault(loose_stem(path), []).append(path)
     for group in group_dict.values():
         image_list = [path for path in group if path.suffix.lower() in IMAGE_SUFFIXES]
         xml_list = [path for path in group if path.suffix.lower() == ".xml"]
-        if [path.stem for path in image_list] == [path.stem for path in xml_list] and len(
-                image_list) == 1:
+        first, stem_set = group[0], {path.stem for path in image_list + xml_list}
+        if len(image_list) == len(xml_list) == len(stem_set) == 1:
             pair_list.append((image_list[0], xml_list[0]))
-        elif len(group) > 1 and image_list + xml_list:
+        elif len(group) > 1 and stem_set:
             names = ", ".join(ascii(path.name)[1:-1] for path in group)
-            problem_list.append(f"{folder}: {names}: which belongs to which? An image and its XML "
-                                "need one name, a.jpg and a.xml, that no other has; rename them")
+            problem_list.append(f"{folder}: {names}: which belongs to which? An image (.jpg, .png) "
+                                "and an .xml (Pascal VOC), spelled alike, are a pair; mend their "
+                                "names, or save them in these formats")
         elif image_list:
-            problem_list.append(f"{group[0]}: has no {group[0].stem}.xml; label it, or save it "
-                                "without a box in your label tool if it shows no keypoint")
+            problem_list.append(f"{first}: has no {first.stem}.xml beside it; bring it here, or "
+                                "label the image")
         elif xml_list:
-            problem_list.append(f"{group[0]}: has no image beside it; bring the image back")
+            problem_list.append(f"{first}: has no image beside it; bring the image back")
     return pair_list
 
 
-def unused_files(source: Path, folder_list: list[Path]) -> str:
+def count_unused(source: Path, folder_list: list[Path]) -> str:
     """What lies below `source` and is no image or XML of the folders: "14 .txt in labels/"."""
     count_dict = Counter()
-    for path in sorted(source.rglob("*")):
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
         kind, inside = path.suffix.lower(), path.relative_to(source)
-        is_ours = kind in IMAGE_SUFFIXES or kind == ".xml"
-        is_hidden = any(part.startswith(".") for part in inside.parts)
-        if path.is_file() and not is_hidden and not (is_ours and path.parent in folder_list):
-            kind = "images" if kind in IMAGE_SUFFIXES else kind or "files"
+        is_image = kind in IMAGE_SUFFIXES
+        is_read = path.parent in folder_list and (is_image or kind == ".xml")
+        if not is_read and not any(part.startswith(".") for part in inside.parts):
+            kind = "images" if is_image else f"{kind or path.name} files"
             count_dict[f"{kind} in {inside.parent.as_posix()}/"] += 1
-    found = ", ".join(f"{count} {what}" for what, count in count_dict.items())
-    if ".txt in" in found or ".json in" in found:
-        found += "; is it YOLO's .txt or a .json? Let your label tool save Pascal VOC (XML)"
-    return found
+    found = ", ".join(f"{count} {what}" for what, count in count_dict.most_common(6))
+    return found + (f" and {len(count_dict) - 6} more kinds" if len(count_dict) > 6 else "")
 
 
 def read_source(source: Path, scale: float, skip_bad: bool) -> dict:
     """{split, or "" for all: examples}. Every file below `source` is used, or told as not used."""
     folder_dict, problem_list, example_dict = find_folders(source), [], {}
     pairs_dict = {split: find_pairs(folder, problem_list) for split, folder in folder_dict.items()}
-    count = sum(map(len, pairs_dict.values()))
-    if not count:
-        raise UserError(f"{source}: no image has its XML beside it, a.jpg and a.xml in this folder "
-                        "or in train/, val/ and test/ of it; found: "
-                        + (unused_files(source, []) or "nothing"))
-    if found := unused_files(source, list(folder_dict.values())):
+    if not any(pairs_dict.values()):
+        example = next((problem for problem in problem_list if ".xml: which" in problem), "")
+        raise UserError(f"{source}: no image has its XML beside it; put them side by side, a.jpg "
+                        "and a.xml, in this folder or in its train/, val/ and test/ (labels in "
+                        "YOLO's .txt or in .json: let the label tool save Pascal VOC); found: "
+                        f"{count_unused(source, []) or 'nothing'}{example and '; '}{example[:250]}")
+    if found := count_unused(source, list(folder_dict.values())):
         print(f"not used: {found}")
-    print(f"reading {count} images")
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
         for split, pair_list in pairs_dict.items():
+            print(f"reading {len(pair_list)} images{split and ' of '}{split}", flush=True)
             result_list = list(pool.map(lambda pair: read_example(*pair, scale), pair_list))
             example_dict[split] = [result for result in result_list if isinstance(result, dict)]
             problem_list += [result for result in result_list if isinstance(result, str)]
-    for problem in problem_list:
+    for problem in problem_list[:20]:
         print(f"bad{', left out' if skip_bad else ''}: {problem}")
+    if len(problem_list) > 20:
+        print(f"... and {len(problem_list) - 20} more")
     if problem_list and not skip_bad:
         raise UserError(f"{source}: {len(problem_list)} bad files, listed above; mend them, or "
                         "leave them out with --skip-bad")
@@ -350,7 +371,7 @@ def read_source(source: Path, scale: float, skip_bad: bool) -> dict:
 
 
 def read_example(path: Path, xml_path: Path, scale: float) -> dict | str:
-    """{"path", "size", "keypoints", "changes"}, in scaled px; or a sentence: what is wrong."""
+    """{"path", "size", "scaled_size", "keypoints", "notes"}; or a sentence: what is wrong."""
     try:
         height, width = read_image(path).shape[:2]
         keypoint_list = read_labels(xml_path, width, height)
@@ -360,126 +381,99 @@ def read_example(path: Path, xml_path: Path, scale: float) -> dict | str:
     except (UserError, OSError) as error:
         return str(error)
     with Image.open(path) as image:
-        change_dict = {"turned": image.getexif().get(274, 1) in range(2, 9),  # EXIF orientation
-                       "grey": image.mode in ("1", "L", "LA"),
-                       "transparent": "A" in image.mode or "transparency" in image.info}
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    for point in keypoint_list:
-        point["box"] = [value * new / old for value, new, old
-                        in zip(point["box"], 2 * size, 2 * (width, height))]
-    return {"path": path, "size": size, "keypoints": keypoint_list,
-            "changes": [change for change, is_so in change_dict.items() if is_so]}
-
-
-def tell(what: str, example_list: list[dict]) -> None:
-    """Print what holds of these images, with three of their names; nothing where it is none."""
-    name_list = list(dict.fromkeys(example["path"].name for example in example_list))
-    if name_list:
-        print(f"{what}: {len(name_list)} images, {', '.join(name_list[:3])}"
-              + (", ..." if len(name_list) > 3 else ""))
+        note_dict = {"turned by their EXIF tag, which some label tools ignore":
+                     image.getexif().get(274, 1) in range(2, 9),
+                     "grey": image.mode in ("1", "L", "LA"), "transparent, white there now":
+                     image.convert("RGBA").getextrema()[3][0] < 255}
+    return {"path": path, "size": (width, height), "keypoints": keypoint_list,
+            "scaled_size": (max(1, round(width * scale)), max(1, round(height * scale))),
+            "notes": [note for note, is_so in note_dict.items() if is_so]}
 
 
 def report(split_dict: dict, label_dict: dict, dataset_dict: dict) -> None:
-    """A table of the splits, and what a user should know of their classes."""
-    all_list, category_list = sum(split_dict.values(), []), dataset_dict["category_list"]
-    row_list = [("images", *map(len, split_dict.values())), ("without a keypoint", *(
-        sum(not example["keypoints"] for example in part) for part in split_dict.values()))]
-    for class_id, name in enumerate(category_list[1:], start=1):
-        row_list.append((name, *(int((label_2d_array[:, 1] == class_id).sum())
-                                 for label_2d_array in label_dict.values())))
-    print_table([("", *split_dict), *row_list])
-    drawn_list = names_to_draw(category_list)
-    folded_list = [name.casefold() for name in category_list]
-    for class_id, (name, train_count, *_) in enumerate(row_list[2:], start=1):
-        if not train_count:
-            tell(f"nothing to learn {name} from, since no training image holds it", [
-                example for example in all_list
-                if name in [point["class"] for point in example["keypoints"]]])
-        if folded_list.count(folded_list[class_id]) > 1:
-            print(f"another class differs from {name} by case alone: are they one?")
-        if name != drawn_list[class_id]:
-            print(f"pictures show {name} as {drawn_list[class_id]}")
-
-
-def report_points(split_dict: dict, label_dict: dict, dataset_dict: dict) -> None:
-    """What a user should know of changed images, of boxes and of crowded points."""
-    all_list, (width, height) = sum(split_dict.values(), []), dataset_dict["box_size"]
+    """A table of the splits, and all that a user should know, with names of images."""
+    name_list, (width, height) = dataset_dict["category_list"], dataset_dict["box_size"]
+    print_table([("", *split_dict), ("images", *map(len, split_dict.values())), (
+        "without a keypoint", *(sum(not example["keypoints"] for example in example_list)
+                                for example_list in split_dict.values()))]
+        + [(name, *(int((label_2d_array[:, 1] == class_id).sum())
+                    for label_2d_array in label_dict.values()))
+           for class_id, name in enumerate(name_list) if class_id])
     print(f"boxes are {width:g} x {height:g} px; a training image holds at most "
           f"{dataset_dict['max_per_class']} of a class")
     if not 20 <= (width + height) / 2 <= 45:
         print("this network is made for marks of about 30 px: try --scale "
               f"{dataset_dict['scale'] * 60 / (width + height):.2g}")
-    for split, example_list in split_dict.items():
-        allowed = 1 if split == "train" else dataset_dict["max_per_class"]
-        tell(f"more than {allowed} of a class in {split}", [
-            example for example in example_list if most_of_a_class(example) > allowed])
-        cell_2d_array = np.column_stack((label_dict[split][:, 0], label_dict[split][:, 2:] // CELL))
-        cell_2d_array, count_1d_array = np.unique(cell_2d_array, axis=0, return_counts=True)
-        tell(f"keypoints in one cell, of which one is lost, in {split}", [
-            example_list[int(index)] for index, *_ in cell_2d_array[count_1d_array > 1]])
-    for change, words in (("turned", "turned by their EXIF tag, which some label tools ignore"),
-                          ("grey", "grey"), ("transparent", "white where they were transparent")):
-        tell(words, [example for example in all_list if change in example["changes"]])
-    point_list = [(example, point, *point["box"]) for example in all_list
-                  for point in example["keypoints"]]
-    tell("a label without a size, taken as a point", [
-        example for example, _, xmin, _, xmax, _ in point_list if xmin == xmax])
-    tell("a box that the edge cuts, completed from its whole sides", [
-        example for example, point, xmin, ymin, xmax, ymax in point_list
-        if (point["x"], point["y"]) != ((xmin + xmax) / 2, (ymin + ymax) / 2)])
-    tell(f"left out, a point {REACH} px or more outside of the image", [
-        example for example, point, *_ in point_list
-        if not -REACH < point["x"] < example["size"][0] + REACH
-        or not -REACH < point["y"] < example["size"][1] + REACH])
+    for name, drawn in zip(name_list, names_to_draw(name_list)):
+        if name != drawn:
+            print(f"pictures show {name} as {drawn}")
+    folded_list = [name.casefold() for name in name_list]
+    if same_list := [name for name in name_list if folded_list.count(name.casefold()) > 1]:
+        print(f"classes that differ by case alone (are they one?): {', '.join(same_list)}")
+    names_dict = {}  # note -> the names of its images
+    for example in sum(split_dict.values(), []):
+        example["notes"] += [f"no training image holds {name}, so it cannot be learned"
+                             for name in (point["class"] for point in example["keypoints"])
+                             if name_list.index(name) not in label_dict["train"][:, 1]]
+        for note in dict.fromkeys(example["notes"]):
+            names_dict.setdefault(note, []).append(example["path"].name)
+    for note, file_list in sorted(names_dict.items()):
+        print(f"{note}: {len(file_list)} images, {', '.join(file_list[:3])}"
+              + (", ..." if len(file_list) > 3 else ""))
 
 
 def draw_contact_sheet(path: Path, dataset_dict: dict, images_4d_array, label_2d_array) -> None:
-    """Up to fifty training keypoints close up, equally many of each class, with file and class."""
-    name_list = names_to_draw(dataset_dict["category_list"])
-    label_2d_array, chosen_list = np.random.default_rng(0).permutation(label_2d_array), []
-    for class_id in range(1, len(name_list)):
-        own_2d_array = label_2d_array[label_2d_array[:, 1] == class_id]
-        chosen_list += list(own_2d_array[:max(1, 50 // (len(name_list) - 1))])
-    reach = 1.5 * max(dataset_dict["box_size"])  # px
-    figure = Figure(figsize=(15, 1.9 * -(-len(chosen_list[:50]) // 10) + 0.6), layout="constrained")
-    figure.suptitle(f"{len(chosen_list[:50])} of {len(label_2d_array)} training keypoints")
-    for number, (index, class_id, x, y) in enumerate(chosen_list[:50], start=1):
-        image_3d_array = images_4d_array[int(index)]
+    """Up to fifty training keypoints close up, class by class, with file name and class."""
+    order_1d_array = np.argsort(label_2d_array[:, 1], kind="stable")
+    chosen_1d_array = np.linspace(0, len(order_1d_array) - 1, min(50, len(order_1d_array)))
+    name_list, reach = names_to_draw(dataset_dict["category_list"]), 1.5 * max(
+        dataset_dict["box_size"])  # px
+    rows = -(-len(chosen_1d_array) // 10)
+    figure = Figure(figsize=(15, 2 * rows + 0.6), layout="constrained")
+    figure.suptitle(f"{len(chosen_1d_array)} of {len(label_2d_array)} training keypoints")
+    for number, chosen in enumerate(order_1d_array[chosen_1d_array.astype(int)], start=1):
+        index, class_id, x, y = label_2d_array[chosen]
         left, top = max(0, int(x - reach)), max(0, int(y - reach))
-        part_3d_array = image_3d_array[top:int(y + reach) + 1, left:int(x + reach) + 1]
+        part_3d_array = images_4d_array[int(index), top:int(y + reach) + 1, left:int(x + reach) + 1]
         height, width = part_3d_array.shape[:2]
-        axes = figure.add_subplot(-(-len(chosen_list[:50]) // 10), 10, number, facecolor="grey")
+        axes = figure.add_subplot(rows, 10, number, facecolor="grey")
         axes.imshow(part_3d_array, extent=(left, left + width, top + height, top))
         axes.plot(x, y, "+", color=COLOUR_LIST[int(class_id) % len(COLOUR_LIST)], markersize=24)
-        file = ascii(dataset_dict["train"]["file_list"][int(index)][-20:])[1:-1]
-        axes.set_title(f"{file}\n{name_list[int(class_id)][:20]}", fontsize=7, parse_math=False)
         axes.set(xlim=(x - reach, x + reach), ylim=(y + reach, y - reach), xticks=[], yticks=[])
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+        words = f"{dataset_dict['train']['file_list'][int(index)]} {name_list[int(class_id)]}"
+        words = textwrap.fill(words.encode("ascii", "replace").decode(), 22)
+        axes.set_title(words, fontsize=7, parse_math=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
-def write_arrays(data_folder: Path, split_dict: dict, label_dict: dict, dataset_dict: dict):
+def write_arrays(data_folder: Path, split_dict: dict, label_dict: dict, dataset_dict: dict) -> None:
     """Write the arrays, the contact sheet and, last, dataset.json."""
     height, width = dataset_dict["height"], dataset_dict["width"]
     need = sum(map(len, split_dict.values())) * height * width * 3  # bytes
     data_folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(data_folder).free
-    if need > free:  # a mapped file that meets a full disk would end the program without a word
+    # A mapped file that meets a full disk would end the program without a word.
+    if need > (free := shutil.disk_usage(data_folder).free):
         raise UserError(f"{data_folder}: the arrays take {need / 1e9:.1f} GB, {free / 1e9:.1f} GB "
                         "are free; make room, or make the images smaller with --scale")
-    (data_folder / "dataset.json").unlink(missing_ok=True)  # where it is, the arrays belong to it
+    path = data_folder / "dataset.json"
+    if path.exists() and b'"category_list"' not in path.read_bytes():
+        raise UserError(f"{path}: was not made by this script; choose another --data folder")
+    path.unlink(missing_ok=True)  # where it is, the arrays belong to it
     for split, example_list in split_dict.items():
-        print(f"packing {len(example_list)} images of {split}")
+        print(f"packing {len(example_list)} images of {split}", flush=True)
         dataset_dict[split]["checksum_list"] = pack_images(
             data_folder / f"{split}_images.npy", example_list, height, width,
             dataset_dict["scale"])
-        with replacing(data_folder / f"{split}_labels.npy") as temporary:
-            with open(temporary, "wb") as file:  # to a path, np.save would add .npy
-                np.save(file, label_dict[split])
+        np.save(data_folder / f"{split}_labels.npy", label_dict[split])
+        both_set = set(dataset_dict["train"]["checksum_list"]) & set(
+            dataset_dict[split]["checksum_list"])
+        if split != "train" and both_set:
+            print(f"{len(both_set)} images of {split} are also in train: its figures flatter")
     images_4d_array = np.load(data_folder / "train_images.npy", mmap_mode="r")
     draw_contact_sheet(data_folder / "results" / "contact_sheet.png", dataset_dict,
                        images_4d_array, label_dict["train"])
-    write_json(data_folder / "dataset.json", dataset_dict)
+    write_json(path, dataset_dict)
 
 
 def main() -> None:
@@ -503,13 +497,12 @@ def main() -> None:
     for split, example_list in split_dict.items():
         if not example_list:
             raise UserError(f"{source}: no image is left for {split}; three are the least")
-    dataset_dict = {"source": str(source), "scale": options.scale, **describe(split_dict)}
+    dataset_dict = {"source": str(source), **describe(split_dict, options.scale)}
     label_dict = {split: to_label_array(example_list, dataset_dict["category_list"])
                   for split, example_list in split_dict.items()}
     if not len(label_dict["train"]):
         raise UserError(f"{source}: no training image holds a keypoint; label some")
     report(split_dict, label_dict, dataset_dict)
-    report_points(split_dict, label_dict, dataset_dict)
     write_arrays(options.data, split_dict, label_dict, dataset_dict)
     print(f"look at {options.data / 'results' / 'contact_sheet.png'}\n"
           f"next: {command('03_train.py', options.data)}")

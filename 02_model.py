@@ -29,7 +29,7 @@ from matplotlib.patches import Rectangle
 from torch import nn
 
 from common import (CELL, COLOUR_LIST, DATA_FOLDER, REACH, UserError, command, make_parser,
-                    pad_image, read_data_set, read_image, replacing, run_main)
+                    pad_image, read_data_set, read_image, run_main)
 
 # The layers: (kernel, stride, padding, channels out). Five strides of 2 multiply to 32 = CELL.
 # Kernels of down-sampling layers are even: with kernel 4, stride 2 and padding 1 a cell looks
@@ -238,18 +238,14 @@ def load_weights(data_folder: Path) -> tuple[KeypointNet, dict]:
         about_dict = torch.load(path, map_location="cpu", weights_only=True)
         network = KeypointNet(len(about_dict["category_list"]))
         network.load_state_dict(about_dict.pop("network"))
-        width, height = about_dict["box_size"]
-        if not min(width, height, about_dict["max_per_class"], about_dict["scale"]) > 0:
+        if not min(*about_dict["box_size"], about_dict["max_per_class"], about_dict["scale"]) > 0:
             raise ValueError("impossible box size, scale or number of keypoints")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such file; train with "
-                        + command("03_train.py", data_folder)) from None
-    except PermissionError:
-        raise  # a sentence of its own in run_main
     except Exception as error:  # damaged bytes can raise nearly anything
-        reason = " ".join(str(error).split())[:100]
-        raise UserError(f"{path}: not weights of the network in 02_model.py ({reason}); train "
-                        f"again with {command('03_train.py', data_folder)}") from None
+        reason = getattr(error, "strerror", None)  # no such file, no permission
+        if not reason:
+            reason = f"not weights of the network in 02_model.py ({' '.join(str(error).split())[:90]})"
+        raise UserError(f"{path}: {reason}; train with {command('03_train.py', data_folder)}, or "
+                        "name another folder with --data") from None
     print(f"using {path}")
     return network.to(pick_device()).eval(), about_dict
 
@@ -353,7 +349,8 @@ def draw_grid(path: Path, image_3d_array, label_2d_array, gt_offset_3d_array,
               gt_class_id_2d_array) -> None:
     """Part of the image round its first keypoint, with what each cell there learns."""
     height, width = image_3d_array.shape[:2]
-    axes = Figure(figsize=(7, 6), layout="constrained").subplots()
+    axes, bars = Figure(figsize=(10, 6), layout="constrained").subplots(
+        1, 2, width_ratios=(7, 3))
     draw_targets(axes, image_3d_array, gt_offset_3d_array, gt_class_id_2d_array)
     axes.plot(*make_priors(*gt_class_id_2d_array.shape).flatten(1), "w+", markersize=6)
     for row, column in np.argwhere(gt_class_id_2d_array):
@@ -364,8 +361,15 @@ def draw_grid(path: Path, image_3d_array, label_2d_array, gt_offset_3d_array,
     axes.set(xlim=(max(0, x - 112), min(width, x + 112)),
              ylim=(min(height, y + 96), max(0, y - 96)), xlabel="x, px", ylabel="y, px",
              title="coloured cells learn the keypoint (red): class; dx, dy from their prior (+)")
-    with replacing(path) as temporary:
-        axes.figure.savefig(temporary, dpi=110, format="png")
+    score_1d = torch.tensor([0.0, 3.0, 1.0])
+    name_list = ["background", "keyPoint_1", "keyPoint_2"]
+    bars.bar(name_list, score_1d, color="lightgrey", label="score")
+    bars.bar_label(bars.bar(name_list, score_1d.softmax(dim=0), width=0.5, label="probability"),
+                   fmt="%.2f")
+    bars.set(title="softmax of one cell", ylim=(0, 4))
+    bars.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    axes.figure.savefig(path, dpi=110)
 
 
 def main() -> None:

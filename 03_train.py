@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import nn
 
@@ -39,7 +40,7 @@ from common import (CELL, DATA_FOLDER, UserError, command, make_parser, read_dat
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
 
-UPDATES = 8000  # changes of the weights, however many images there are
+UPDATES = 5500  # changes of the weights, however many images there are
 STEPS_PER_UPDATE = 2  # their gradients add up: a batch of 32 with the memory of 16
 BATCH = 16  # crops a step
 # A cell sees 142 px: in a crop every cell sees some of the zero padding, in a whole image only
@@ -159,6 +160,7 @@ class Loader(threading.Thread):
         self.make, self.steps = make, steps
         # Bounded: `put` sleeps while it is full, `get` while it is empty, and memory stays flat.
         self.queue = queue.Queue(maxsize=QUEUE_SIZE)
+        self.wait_seconds = 0.0  # how long the loop has waited for batches
 
     def run(self) -> None:
         """What the thread does, from start() on."""
@@ -169,7 +171,9 @@ class Loader(threading.Thread):
             self.queue.put(error)
 
     def next_batch(self):
+        start_time = time.perf_counter()
         item = self.queue.get()
+        self.wait_seconds += time.perf_counter() - start_time
         if isinstance(item, BaseException):
             raise item
         return item
@@ -185,17 +189,21 @@ def to_device(batch, device):
 
 
 def augment(images_4d: torch.Tensor, noise_1d: torch.Tensor, generator) -> torch.Tensor:
-    """Random colour, light, contrast, focus and noise for `[N, 3, H, W]`, float, 0 to 255."""
+    """Random colour, light, contrast, focus and noise for `[N, 3, H, W]`, float, 0 to 255.
+
+    In place (*=, +=, a name that ends in _): new memory for each change would double its time.
+    """
     count, _, height, width = images_4d.shape
 
     def uniform(low, high, channels=1):
         shape = count, channels, 1, 1
         return low + (high - low) * torch.rand(shape, generator=generator, device=images_4d.device)
 
-    images_4d = images_4d * uniform(1 - COLOUR, 1 + COLOUR, channels=3)
-    mean_4d = images_4d.mean(dim=(1, 2, 3), keepdim=True)  # [16, 1, 1, 1]
-    images_4d = (images_4d - mean_4d) * uniform(1 - CONTRAST, 1 + CONTRAST)
-    images_4d += mean_4d * uniform(1 - LIGHT, 1 + LIGHT)
+    images_4d *= uniform(1 - COLOUR, 1 + COLOUR, channels=3)
+    mean_4d, contrast_4d = images_4d.mean(dim=(1, 2, 3), keepdim=True), uniform(
+        1 - CONTRAST, 1 + CONTRAST)  # [16, 1, 1, 1]
+    images_4d *= contrast_4d  # about 0; the next line puts the mean where it was, or brighter
+    images_4d += mean_4d * (uniform(1 - LIGHT, 1 + LIGHT) - contrast_4d)
     kernel_4d = torch.full((3, 1, 3, 3), 1 / 9, device=images_4d.device)  # the mean of 3x3
     blurred_4d = nn.functional.conv2d(images_4d, kernel_4d, groups=3)  # each colour by itself
     images_4d[:, :, 1:-1, 1:-1].lerp_(blurred_4d, uniform(0, BLUR))
@@ -203,8 +211,8 @@ def augment(images_4d: torch.Tensor, noise_1d: torch.Tensor, generator) -> torch
     first = torch.randint(len(noise_1d) - images_4d.numel(), (1,), generator=generator,
                           device=images_4d.device).item()
     noise_4d = noise_1d[first:first + images_4d.numel()].view(count, height, width, 3)
-    images_4d += noise_4d.permute(0, 3, 1, 2) * uniform(0, NOISE)
-    return images_4d.clamp(0, 255)
+    images_4d.addcmul_(noise_4d.permute(0, 3, 1, 2), uniform(0, NOISE))
+    return images_4d.clamp_(0, 255)
 
 
 def detection_loss(output_4d, gt_offset_4d, gt_class_id_3d):
@@ -233,31 +241,32 @@ def detection_loss(output_4d, gt_offset_4d, gt_class_id_3d):
 
 def train(options, device: torch.device) -> None:
     dataset_dict, array_dict = read_data_set(options.data)
+    (options.data / "results").mkdir(exist_ok=True)
     torch.manual_seed(options.seed)
     network = model.KeypointNet(len(dataset_dict["category_list"])).to(device)
     average = copy.deepcopy(network).eval()  # what is saved for use: the mean of many updates
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, fused=True)
-    run = Run(options, dataset_dict, array_dict["train"][1], network, average, optimizer)
-    first = run.load() if options.resume else 0
-    share = min(1.0, WARP_IMAGES / len(array_dict["train"][0]))
+    part_dict = {"network": network, "average": average, "optimizer": optimizer}
+    run_dict = describe_run(options, array_dict["train"][1])
+    first = load_run(options.data, part_dict, run_dict) if options.resume else 0
+    last_save = begin_to_save(options)
+
     make = functools.partial(make_batch, *array_dict["train"], options.seed, mirror=options.mirror,
-                             warp_share=share)
-    loader = Loader(lambda step: make(step=step),
-                    range(first * STEPS_PER_UPDATE, options.updates * STEPS_PER_UPDATE))
+                             warp_share=min(1.0, WARP_IMAGES / len(array_dict["train"][0])))
+    loader = Loader(make, range(first * STEPS_PER_UPDATE, options.updates * STEPS_PER_UPDATE))
     generator = torch.Generator(device).manual_seed(options.seed)  # of augment's random numbers
     noise_1d = torch.randn(2 * BATCH * CROP * CROP * 3, generator=generator, device=device)
     val_batch_list = [to_device(make_batch(*array_dict["val"], 12345, step), device)
                       for step in range(8)]  # fixed crops, neither warped nor augmented
-    draw_crops(options.data, to_device(make(step=0), device), noise_1d, generator)
+    draw_crops(options.data, to_device(make(0), device), noise_1d, generator)
     loader.start()
-    progress, loss_list = Progress(options.updates, first), []
+    progress, loss_list = Progress(options.updates, first, loader), []
     network.train()
     for update in range(first, options.updates):
         optimizer.param_groups[0]["lr"] = learning_rate(update, options.updates)
         optimizer.zero_grad()  # forget the gradients of the last update: backward adds to them
         for step in range(update * STEPS_PER_UPDATE, (update + 1) * STEPS_PER_UPDATE):
-            images_4d, gt_offset_4d, gt_class_id_3d = to_device(
-                progress.wait(loader.next_batch), device)
+            images_4d, gt_offset_4d, gt_class_id_3d = to_device(loader.next_batch(), device)
             # A seed for each step, so that --resume goes on with the same random numbers.
             generator.manual_seed(1_000_003 * options.seed + step)
             output_4d = network(augment(images_4d, noise_1d, generator))  # [16, 5, 4, 4]
@@ -267,14 +276,16 @@ def train(options, device: torch.device) -> None:
             loss_list.append(torch.stack((location, confidence)).detach())
         optimizer.step()  # the update
         update_average(average, network, update)
-        if (update + 1) % SHOW_EVERY == 0 or update + 1 == options.updates:
-            run.curve_dict["train"].append([update + 1, *mean_loss(loss_list, update + 1)])
-            progress.show(*run.curve_dict["train"][-1], optimizer.param_groups[0]["lr"])
+        done, is_last = update + 1, update + 1 == options.updates
+        if done % SHOW_EVERY == 0 or is_last:
+            run_dict["train"].append([done, *mean_loss(loss_list, done)])
+            progress.show(*run_dict["train"][-1], optimizer.param_groups[0]["lr"])
             loss_list = []
-        if (update + 1) % SAVE_EVERY == 0 or update + 1 == options.updates:
-            run.curve_dict["val"].append([update + 1, *val_loss(average, val_batch_list)])
-            run.save(update + 1)
-    draw_curves(options.data, run.curve_dict)
+        if done % SAVE_EVERY == 0 or is_last:
+            run_dict["val"].append([done, *val_loss(average, val_batch_list)])
+            last_save = save_run(options.data, part_dict, run_dict, dataset_dict, last_save)
+    draw_curves(options.data, run_dict)
+    draw_hard_negatives(options.data / "results" / "hard_negatives.png", average, val_batch_list[0])
 
 
 def learning_rate(update: int, updates: int) -> float:
@@ -321,103 +332,94 @@ def val_loss(average, val_batch_list) -> list[float]:
 
 
 class Progress:
-    """A progress line that refreshes in place: `\\r` goes back to the line's start.
+    """A progress bar that refreshes in place: `\r` goes back to the line's start.
 
-    Into a file or a pipe, where nothing can be overwritten, a plain line every twenty seconds.
+    Into a file or a pipe, where nothing can be overwritten, a plain line at every save.
     """
 
-    def __init__(self, updates: int, first: int):
-        self.updates, self.first, self.wait_seconds = updates, first, 0.0
-        self.start_time = self.last_time = time.perf_counter()
-
-    def wait(self, function):
-        """Call the function, and note how long the loop waited for it."""
-        start_time = time.perf_counter()
-        result = function()
-        self.wait_seconds += time.perf_counter() - start_time
-        return result
+    def __init__(self, updates: int, first: int, loader: Loader):
+        self.updates, self.first, self.loader = updates, first, loader
+        self.start_time = time.perf_counter()
 
     def show(self, done: int, location: float, confidence: float, rate: float) -> None:
-        now, is_last, in_place = time.perf_counter(), done == self.updates, sys.stdout.isatty()
-        if not is_last and now - self.last_time < (0.2 if in_place else 20):  # s
-            return
-        self.last_time, seconds = now, now - self.start_time
+        seconds, is_last = time.perf_counter() - self.start_time, done == self.updates
         steps = (done - self.first) * STEPS_PER_UPDATE  # of this run
-        left = round(seconds / (done - self.first) * (self.updates - done))  # s
+        left = round(seconds / (done - self.first) * (self.updates - done))
         line = (f"{done}/{self.updates}  loss {location + U * confidence:6.4f} = {location:6.4f} + "
                 f"{U:g} x {confidence:6.4f}  lr {rate:.1e}  {seconds / steps * 1e3:4.1f} ms a step,"
-                f" {self.wait_seconds / steps * 1e3:.1f} waiting  "
-                + (f"{seconds:.0f} s" if is_last else f"{left // 60}:{left % 60:02d} left"))
-        if in_place:
+                f" {self.loader.wait_seconds / steps * 1e3:.1f} waiting  "
+                f"{left // 60}:{left % 60:02d} left")
+        if sys.stdout.isatty():
             bar = ("#" * round(20 * done / self.updates)).ljust(20, ".")
             columns = shutil.get_terminal_size().columns - 1  # a wrapped line can't be overwritten
-            line = "\r" + f"[{bar}] {line}"[:columns].ljust(columns)
-        print(line, end="" if in_place and not is_last else "\n", flush=True)
+            print(f"\r{f'[{bar}] {line}'[:columns]:{columns}}", end="", flush=True)
+        elif done % SAVE_EVERY == 0 or is_last:
+            print(line, flush=True)
 
 
 # ---- The lesson ends here; what follows makes it comfortable to use.
 
-class Run:
-    """What is saved of a run, and from where it goes on."""
+def describe_run(options, label_2d_array) -> dict:
+    """What makes a run the same, so that --resume may go on; and the curves of its losses."""
+    return {"same": {"--updates": options.updates, "--seed": options.seed, "--mirror":
+                     options.mirror, "labels (checksum)": zlib.crc32(label_2d_array)},
+            "train": [], "val": []}
 
-    def __init__(self, options, dataset_dict, label_2d_array, network, average, optimizer):
-        self.weights_path = options.data / "weights.pt"
-        self.checkpoint_path = options.data / "checkpoint.pt"
-        self.average, self.curve_dict = average, {"train": [], "val": []}
-        self.part_dict = {"network": network, "average": average, "optimizer": optimizer}
-        self.about_dict = {key: dataset_dict[key] for key in (
-            "category_list", "box_size", "max_per_class", "scale")}
-        self.about_dict["checksum_list"] = dataset_dict["train"]["checksum_list"]
-        # A run is the same, and may be resumed, if these are.
-        self.key_dict = {"--updates": options.updates, "--seed": options.seed, "--mirror":
-                         options.mirror, "labels (checksum)": zlib.crc32(label_2d_array)}
-        self.saved_time = self.time_of_weights()
 
-    def time_of_weights(self) -> int:
-        """When weights.pt was last written, in ns; 0 where there is none."""
-        return self.weights_path.stat().st_mtime_ns if self.weights_path.exists() else 0
+def written_at(path: Path) -> int:
+    """When a file was last written, in ns; 0 where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else 0
 
-    def save(self, update: int) -> None:
-        """Write weights.pt, to predict with, and checkpoint.pt, to go on from."""
-        if self.time_of_weights() != self.saved_time:
-            raise UserError(f"{self.weights_path}: another run has written it since this one began;"
-                            " give each run a folder of its own with --data")
-        if self.saved_time and len(self.curve_dict["val"]) == 1:  # an earlier run's
-            shutil.copyfile(self.weights_path, self.weights_path.with_suffix(".old.pt"))
-        state_dict = {name: part.state_dict() for name, part in self.part_dict.items()}
-        for path, content in (
-                (self.weights_path, {"network": self.average.state_dict(), **self.about_dict}),
-                (self.checkpoint_path, {**state_dict, "update": update, "curves": self.curve_dict,
-                                        "run": self.key_dict})):
-            try:
-                with replacing(path) as temporary:
-                    torch.save(content, temporary)
-            except RuntimeError as error:  # what torch makes of a full disk
-                raise UserError(f"{path}: could not be written ({str(error)[:80]}); make room on "
-                                f"the disk, then go on from the last save with --resume") from None
-        self.saved_time = self.time_of_weights()
 
-    def load(self) -> int:
-        """Put the checkpoint into network, average and optimizer; returns the updates done."""
-        path, again = self.checkpoint_path, "train without --resume"
-        try:  # map_location: what a GPU has saved can go on where there is none
-            saved_dict = torch.load(path, map_location="cpu", weights_only=True)
-            for name, value in self.key_dict.items():
-                if saved_dict["run"][name] != value:
-                    raise UserError(f"{path}: was made with {name} = {saved_dict['run'][name]}, "
-                                    f"now it is {value}; make them equal, or {again}")
-            for name, part in self.part_dict.items():
-                part.load_state_dict(saved_dict[name])
-        except UserError:
-            raise
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file, so nothing to resume; {again}") from None
-        except Exception as error:  # damaged bytes can raise nearly anything
-            raise UserError(f"{path}: not a checkpoint of this network ({type(error).__name__}); "
-                            f"{again}") from None
-        self.curve_dict = saved_dict["curves"]
-        print(f"going on after update {saved_dict['update']}")
-        return saved_dict["update"]
+def begin_to_save(options) -> int:
+    """Keep the weights of an earlier run; returns when they were written."""
+    path = options.data / "weights.pt"
+    if path.exists() and not options.resume:
+        shutil.copyfile(path, path.with_suffix(".old.pt"))
+    return written_at(path)
+
+
+def save_run(data_folder: Path, part_dict, run_dict, dataset_dict, last_save: int) -> int:
+    """Write weights.pt, to predict with, and checkpoint.pt, to go on from; returns when."""
+    path = data_folder / "weights.pt"
+    if written_at(path) != last_save:
+        raise UserError(f"{path}: another run has written it since this one began; give each run "
+                        "a folder of its own with --data")
+    state_dict = {name: part.state_dict() for name, part in part_dict.items()}
+    weights_dict = {"network": state_dict["average"], **{key: dataset_dict[key] for key in (
+        "category_list", "box_size", "max_per_class", "scale")},
+        "checksum_list": dataset_dict["train"]["checksum_list"]}
+    for name, content in (("weights.pt", weights_dict), ("checkpoint.pt", state_dict | run_dict)):
+        try:
+            with replacing(data_folder / name) as temporary:
+                torch.save(content, temporary)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise UserError(f"{data_folder / name}: could not be written ({str(error)[:80]}); make "
+                            "room on the disk; --resume goes on from the last save") from None
+    return written_at(path)
+
+
+def load_run(data_folder: Path, part_dict, run_dict) -> int:
+    """Put checkpoint.pt into network, average, optimizer and run_dict; returns the updates done."""
+    path, again = data_folder / "checkpoint.pt", "train without --resume"
+    try:  # map_location: what a GPU has saved can go on where there is none
+        saved_dict = torch.load(path, map_location="cpu", weights_only=True)
+        for name, value in run_dict["same"].items():
+            if (saved := saved_dict["same"][name]) != value:
+                raise UserError(f"{path}: was made with {name} = {saved}, now it is {value}; make "
+                                f"them equal, or {again}")
+        for name, part in part_dict.items():
+            part.load_state_dict(saved_dict[name])
+        run_dict.update(train=saved_dict["train"], val=saved_dict["val"])
+    except UserError:
+        raise
+    except OSError as error:  # not there, no permission
+        raise UserError(f"{path}: {error.strerror}, so nothing to resume; {again}") from None
+    except Exception as error:  # damaged bytes can raise nearly anything
+        raise UserError(f"{path}: not a checkpoint of this network ({type(error).__name__}); "
+                        f"{again}") from None
+    print(f"going on after update {run_dict['val'][-1][0]}")
+    return run_dict["val"][-1][0]
 
 
 def draw_crops(data_folder: Path, batch, noise_1d, generator) -> None:
@@ -433,8 +435,7 @@ def draw_crops(data_folder: Path, batch, noise_1d, generator) -> None:
         axes.tick_params(labelbottom=False, labelleft=False)
     figure.suptitle("training crops with all changes; tinted cells learn a keypoint, a colour per "
                     "class; arrows lead to it")
-    with replacing(data_folder / "results" / "train_crops.png") as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+    figure.savefig(data_folder / "results" / "train_crops.png", dpi=110)
 
 
 def draw_curves(data_folder: Path, curve_dict) -> None:
@@ -450,8 +451,28 @@ def draw_curves(data_folder: Path, curve_dict) -> None:
              title="training loss, and validation loss of the averaged weights")
     axes.grid(alpha=0.3)
     axes.figure.legend(loc="outside right upper")  # beside the axes it covers no curve
-    with replacing(data_folder / "results" / "loss.png") as temporary:
-        axes.figure.savefig(temporary, dpi=110, format="png")
+    axes.figure.savefig(data_folder / "results" / "loss.png", dpi=110)
+
+
+@torch.no_grad()
+def draw_hard_negatives(path: Path, average, batch) -> None:
+    """A validation crop: the loss of each background cell, and those that count."""
+    images_4d, _, gt_class_id_3d = (tensor[:1] for tensor in batch)
+    loss_2d = nn.functional.cross_entropy(average(images_4d)[:, 2:], gt_class_id_3d,
+                                          reduction="none")[0]  # [4, 4]
+    is_negative_2d = gt_class_id_3d[0] == 0
+    limit = (loss_2d * is_negative_2d).flatten().sort(descending=True).values[:HARD_NEGATIVES][-1]
+    axes = Figure(figsize=(5, 5.4), layout="constrained").subplots()
+    axes.imshow(images_4d[0].permute(1, 2, 0).cpu() / 255)
+    for (row, column), loss in np.ndenumerate(loss_2d.cpu().numpy()):
+        is_hard = is_negative_2d[row, column] and loss >= limit
+        words = f"{loss:.4f}" if is_negative_2d[row, column] else "keypoint"
+        axes.add_patch(Rectangle((column * CELL, row * CELL), CELL, CELL, edgecolor="white",
+                                 facecolor="red" if is_hard else "none", alpha=0.4))
+        axes.text(column * CELL + 2, row * CELL + 18, words, color="white", fontsize=9)
+    axes.set(xticks=[], yticks=[], title=f"loss of background cells; the {HARD_NEGATIVES} hardest "
+                                         "(red) count")
+    axes.figure.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -469,7 +490,7 @@ def main() -> None:
         print("data holds no data set yet; 01_prepare_data.py draws one", flush=True)
         run_script("01_prepare_data.py")
     train(options, model.pick_device())
-    print(f"wrote weights.pt, checkpoint.pt, results/loss.png and results/train_crops.png to "
+    print(f"\nwrote weights.pt, checkpoint.pt, results/loss.png and results/train_crops.png to "
           f"{options.data}\nnext: {command('04_evaluate.py', options.data, '--split', 'val')}")
 
 

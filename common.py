@@ -33,7 +33,8 @@ class UserError(Exception):
 def run_main(main) -> None:
     """Call `main()`. What a user can get wrong ends in one sentence and exit code 1."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # there is none after `>&-`
-    sys.stdout.reconfigure(errors="backslashreplace")  # a letter that cannot be shown: its code
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has none
+        sys.stdout.reconfigure(errors="backslashreplace")  # a letter that cannot be shown: its code
     keep_freed_memory()
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) == signal.SIG_DFL:  # after nohup it is not
@@ -138,7 +139,7 @@ def read_data_set(folder: Path) -> tuple[dict, dict]:
                 raise ValueError(f"{split}_images.npy does not fit dataset.json")
     except (FileNotFoundError, ValueError, EOFError, TypeError, KeyError) as error:
         fix = command("01_prepare_data.py", folder, "--source", "FOLDER")
-        raise UserError(f"{folder}: no whole data set there ({str(error)[:120]}); make it with "
+        raise UserError(f"{folder}: no whole data set there ({str(error)[-120:]}); make it with "
                         f"{fix}, without --source to draw one") from None
     return dataset_dict, array_dict
 

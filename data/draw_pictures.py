@@ -1,13 +1,12 @@
-"""Draw the example data set: images of an amber panel with marks, and labels that are right.
+"""Draw the example data set: marks as a camera finds them, decoys, and labels that are right.
 
     python data/draw_pictures.py --pictures 1465 --seed 0
 
-Reads   nothing.
-Writes  images/00000.jpg, 00000.xml and so on in the data folder, and images/.drawn, by which it
-        knows its own drawing again: it draws into no other folder.
-Time    a minute on two cores.
-See     keyPoint_1, a ring with a cross, and keyPoint_2, a ring with two opposite quarters filled.
-Next    python 01_prepare_data.py, which starts this program where it is given no pictures.
+Writes  images/00000.jpg, 00000.xml and so on in the data folder; images/.drawn marks it as drawn.
+Time    a quarter of a minute on two cores.
+See     keyPoint_1, a ring with a cross; keyPoint_2, a ring with two opposite quarters filled; and
+        decoys, which lack a part of a mark or have one too many.
+Next    python 01_prepare_data.py, which starts this program where it is given no images.
 """
 
 import functools
@@ -20,148 +19,155 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageChops, ImageFilter
 
 # Python looks for modules in this script's folder, data/; the others lie one above it.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import UserError, make_parser, replacing, run_main
 
-HEIGHT, WIDTH = 1920, 320  # px
-BOX_SIDE = 30  # px; the label's box round a drawn mark, which is about 28 px across
-EDGE_MARGIN = 12  # px; how near to the edge a mark may be: its box may be cut there
-MARK_DISTANCE = 46  # px between two marks: more than a cell's diagonal, so none share a cell
 write_labelimg_xml = importlib.import_module("01_prepare_data").write_labelimg_xml
+
+HEIGHT, WIDTH = 1920, 320  # px
+EDGE_MARGIN, MARK_DISTANCE = 12, 50  # px, at least, to the image's edge and between two marks
 MARK_LIST = ["keyPoint_1", "keyPoint_2"]
-# Parts of marks, but no marks: to tell them apart the network must see all of a mark.
-DISTRACTOR_LIST = ["ring", "screw", "cross", "disc", "half", "quarter"]
+MARK_COUNT_SHARES = [0.1, 0.3, 0.6]  # of images with none, one and both of them
+DECOY_LIST = ["ring", "cross", "disc", "screw", "three arms", "half", "quarter", "three quarters"]
+DECOYS = 4  # an image, on average
+TILT = 0.002  # of the perspective, at most: it makes one end of a mark 5 % larger than the other
+LEAST_CONTRAST = 35  # grey levels between ink and ground, however faint; the noise is 1 to 7
+HIDDEN_SHARE = 0.2  # of marks and decoys over which a strip lies: a rod, a tape or a reflection
+STRIP_LIST = [((40, 34, 30), 1), ((205, 195, 165), 1), ((255, 250, 235), 4)]  # colour, soft px
 
 
 def outside(name, u, v):
-    """Signed distance from (u, v), seen from the mark's middle, to a shape in px: inside below 0.
-
-    The smallest of several distances joins shapes, the largest intersects them.
-    """
+    """Distance in px from (u, v), seen from the shape's middle, to its edge: inside below 0."""
     disc = np.hypot(u, v) - 12.5
     ring = np.abs(disc) - 1.5
     level = np.maximum(np.abs(u) - 12.5, np.abs(v) - 1.5)  # a bar from left to right
     upright = np.maximum(np.abs(v) - 12.5, np.abs(u) - 1.5)
-    quarter = np.maximum(disc, -np.minimum(u, v))
-    opposite = np.maximum(disc, np.maximum(u, v))
+    quarter = np.maximum(disc, -np.minimum(u, v))  # the largest of two distances intersects
     part_dict = {
-        "keyPoint_1": (ring, level, upright), "keyPoint_2": (ring, quarter, opposite),
-        "ring": (ring,), "screw": (ring, level), "cross": (level, upright), "disc": (disc,),
+        "keyPoint_1": (ring, level, upright),
+        "keyPoint_2": (ring, quarter, np.maximum(disc, np.maximum(u, v))),
+        "ring": (ring,), "cross": (level, upright), "disc": (disc,), "screw": (ring, level),
+        "three arms": (ring, level, np.maximum(upright, -v)),
         "half": (ring, np.maximum(disc, u)), "quarter": (ring, quarter),
-        "paper": (np.maximum(np.abs(u), np.abs(v)) - 17,)}
-    return functools.reduce(np.minimum, part_dict[name])
+        "three quarters": (ring, np.maximum(disc, np.minimum(u, v))),
+        "paper": (np.maximum(np.abs(u), np.abs(v)) - 17,),
+        "strip": (np.maximum(np.abs(u) - 26, np.abs(v) - 6),)}
+    return functools.reduce(np.minimum, part_dict[name])  # the smallest joins
 
 
-def paint(picture_3d_array, x, y, angle, scale, name, colour, opacity=1.0) -> None:
-    """Paint a shape at the sub-pixel place (x, y), turned by `angle` (radians) and scaled."""
-    reach = math.ceil(28 * scale)  # px; the corners of the paper are 24 px from its middle
-    height, width = picture_3d_array.shape[:2]
-    top, bottom = max(0, int(y) - reach), min(height, int(y) + reach)
-    left, right = max(0, int(x) - reach), min(width, int(x) + reach)
+def paint(image_3d_array, x, y, name, colour, angle, scale, tilt=0.0, opacity=1.0, softness=1):
+    """Paint a shape at the sub-pixel place (x, y) into an image, uint8 `[1920, 320, 3]`."""
+    reach = math.ceil(28 * scale)  # px
+    top, left = max(0, int(y) - reach), max(0, int(x) - reach)
+    patch_3d_array = image_3d_array[top:int(y) + reach, left:int(x) + reach]
+    rows, columns = patch_3d_array.shape[:2]
     # Pixel c covers [c, c + 1): its middle is at c + 0.5. Forgotten, labels lie half a pixel off.
-    dx = np.arange(left, right)[None, :] + 0.5 - x
-    dy = np.arange(top, bottom)[:, None] + 0.5 - y
+    dx = np.arange(left, left + columns)[None, :] + 0.5 - x
+    dy = np.arange(top, top + rows)[:, None] + 0.5 - y
     u = (dx * math.cos(angle) + dy * math.sin(angle)) / scale
     v = (dy * math.cos(angle) - dx * math.sin(angle)) / scale
-    # How much of each pixel is covered: all where it lies half a pixel inside, none outside.
-    coverage = np.clip(0.5 - outside(name, u, v) * scale, 0, 1)[:, :, None] * opacity
-    patch = picture_3d_array[top:bottom, left:right]
-    patch += coverage * (np.asarray(colour, np.float32) - patch)
-
-
-def smooth_noise(rng, rows, columns):
-    """Noise of mean 0 and spread about 1 that changes slowly: a few random numbers, scaled up."""
-    coarse_2d_array = rng.normal(size=(rows, columns)).astype(np.float32)
-    image = Image.fromarray(coarse_2d_array).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+    farther = 1 + tilt * v  # perspective: what is farther away is smaller; the middle stays
+    # A pixel is covered wholly where it lies half a pixel inside, not at all half a pixel outside.
+    share_2d_array = 0.5 - outside(name, u * farther, v * farther) * scale / softness
+    share_3d_array = share_2d_array.clip(0, 1)[:, :, None] * opacity
+    patch_3d_array[:] = patch_3d_array * (1 - share_3d_array) + colour.clip(0, 255) * share_3d_array
 
 
 def draw_scene(rng):
-    """An amber panel with soft streaks; before it a dark rod and its holder, whose box it returns.
-
-    The streaks are 16 px wide, five times as wide as a bar of a mark: none completes a mark.
-    """
-    light_2d_array = 1 + 0.12 * smooth_noise(rng, 5, 3) + 0.08 * smooth_noise(rng, 4, 20)
-    amber = rng.uniform((165, 105, 30), (215, 150, 70))
-    dark = rng.uniform((25, 20, 15), (50, 42, 40))
-    x, y = rng.uniform(90, WIDTH - 90), rng.uniform(150, HEIGHT - 150)
-    half_width, half_height = rng.uniform(50, 80), rng.uniform(75, 150)
-    holder_box = (x - half_width, y - half_height, x + half_width, y + half_height)
+    """An amber panel, a dark rod and its holder; the light of each 8x8 px; the holder's middle."""
+    few = Image.fromarray(rng.normal(1, 0.12, (5, 16)).astype(np.float32))
+    light_2d_array = np.array(few.resize((WIDTH // 8, HEIGHT // 8)))  # upright streaks
+    y, x = np.mgrid[:HEIGHT:8, :WIDTH:8] - rng.uniform(0, (HEIGHT, WIDTH))[:, None, None]
+    if rng.random() < 0.5:  # a shadow with a slanting, soft edge
+        depth = ((x + y * rng.uniform(-1, 1)) / rng.uniform(16, 60)).clip(0, 1)
+        light_2d_array *= 1 - depth * rng.uniform(0.2, 0.5)
+    if rng.random() < 0.5:  # a glare
+        far = np.hypot(x / rng.uniform(25, 90), y / rng.uniform(40, 250))
+        light_2d_array += np.exp(-far ** 2) * rng.uniform(0.2, 0.8)
+    light_2d_array = light_2d_array.clip(0.5, 2)
+    panel, dark = ((light_2d_array[:, :, None] * colour).clip(0, 255).astype(np.uint8)
+                   for colour in (rng.uniform((165, 105, 30), (215, 150, 70)), [35, 30, 27]))
+    image, dark = (Image.fromarray(lit).resize((WIDTH, HEIGHT)) for lit in (panel, dark))
+    x, y = rng.integers((90, 150), (WIDTH - 90, HEIGHT - 150)).tolist()
+    width, height = rng.integers((50, 75), (80, 150)).tolist()  # half of the holder's
     rod_box = (x - 20, 0, x + 20, y) if rng.random() < 0.5 else (x - 20, y, x + 20, HEIGHT)
-    picture_3d_array = np.empty((HEIGHT, WIDTH, 3), np.float32)
-    picture_3d_array[:] = amber
-    for left, top, right, bottom in (rod_box, holder_box):
-        picture_3d_array[int(top):int(bottom), int(left):int(right)] = dark
-    return picture_3d_array * light_2d_array[:, :, None], holder_box
+    for box in (rod_box, (x - width, y - height, x + width, y + height)):
+        image.paste(dark.crop(box), box)
+    return np.array(image), light_2d_array, (x, y)
 
 
-def find_place(rng, holder_box, place_list):
-    """A place for a mark, three times in five on or near the holder, away from those before."""
-    left, top, right, bottom = holder_box
+def find_place(rng, holder, place_list):
+    """A place for a mark, three times in five near the holder, away from those before."""
     while True:
-        if rng.random() < 0.6:
-            x, y = rng.uniform(left - 30, right + 30), rng.uniform(top - 60, bottom + 60)
-        else:
-            x, y = rng.uniform(0, WIDTH), rng.uniform(0, HEIGHT)
-        is_inside = (EDGE_MARGIN <= x <= WIDTH - EDGE_MARGIN
-                     and EDGE_MARGIN <= y <= HEIGHT - EDGE_MARGIN)
-        if is_inside and all(math.dist((x, y), place) >= MARK_DISTANCE for place in place_list):
+        near = rng.random() < 0.6
+        x, y = rng.normal(holder, (60, 110)) if near else rng.uniform((0, 0), (WIDTH, HEIGHT))
+        is_free = all(math.dist((x, y), place) >= MARK_DISTANCE for place in place_list)
+        if is_free and min(x, y, WIDTH - x, HEIGHT - y) >= EDGE_MARGIN:
             place_list.append((x, y))
             return x, y
 
 
-def paint_mark(picture_3d_array, rng, x, y, name) -> None:
+def paint_mark(image_3d_array, rng, x, y, name, light):
     """Paint a mark: dark ink on bright ground, bright paint on dark, on paper where it is both."""
-    angle, scale = rng.normal(0, math.radians(6)), rng.uniform(0.9, 1.1)
-    top, left = max(0, int(y) - 16), max(0, int(x) - 16)
-    ground = picture_3d_array[top:int(y) + 16, left:int(x) + 16].mean(axis=2)
-    if np.ptp(ground) > 60 or rng.random() < 0.1:
-        paper = np.array([205, 190, 160]) * rng.uniform(0.7, 1.1)
-        paint(picture_3d_array, x, y, angle, scale, "paper", paper)
-        ground = paper
-    if ground.mean() > 85:
-        ink = np.array([45, 30, 20]) * rng.uniform(0.4, 1.2)
-    else:
-        ink = np.array([215, 195, 150]) * rng.uniform(0.7, 1.1)
-    paint(picture_3d_array, x, y, angle, scale, name, ink, rng.uniform(0.75, 1))
+    angle, scale = math.radians(rng.triangular(-25, 0, 25)), rng.triangular(0.75, 1, 1.25)
+    pose = angle, scale, rng.uniform(-TILT, TILT)
+    ground = image_3d_array[max(0, int(y) - 16):int(y) + 16, max(0, int(x) - 16):int(x) + 16]
+    if np.ptp(ground.mean(axis=2)) > 60 * light or rng.random() < 0.1:
+        ground = np.array([205, 190, 160]) * rng.uniform(0.7, 1) * light
+        paint(image_3d_array, x, y, "paper", ground, *pose)
+    ink = np.array([45, 30, 20] if ground.mean() > 85 * light else [215, 195, 150])
+    ink = ink * rng.uniform(0.6, 1.1) * light
+    opacity = max(rng.uniform(0.3, 1), LEAST_CONTRAST / abs(ground.mean() - ink.mean()))
+    paint(image_3d_array, x, y, name, ink, *pose, min(opacity, 1))
+    if rng.random() < HIDDEN_SHARE:
+        # The strip's near side passes the middle at 0.4 to 0.8 of the mark's radius, 14 px: it
+        # hides up to 25 %; a stub of each arm and quarter stays, and tells class and place.
+        far = rng.uniform(0.4, 0.8) * 14 * scale + 6  # px, to the strip's own middle
+        angle = rng.uniform(0, 2 * math.pi)
+        colour, softness = STRIP_LIST[rng.integers(len(STRIP_LIST))]
+        paint(image_3d_array, x - far * math.sin(angle), y + far * math.cos(angle), "strip",
+              np.array(colour) * rng.uniform(0.8, 1.1) * light, angle, 1, softness=softness)
 
 
-def photograph(picture_3d_array, rng):
-    """Light, colour, contrast, focus and noise of a working day. Returns uint8 `[1920, 320, 3]`."""
-    picture_3d_array = picture_3d_array * rng.uniform(0.75, 1.2) * (1 + rng.normal(0, 0.04, 3))
-    mean = picture_3d_array.mean()
-    picture_3d_array = mean + (picture_3d_array - mean) * rng.uniform(0.75, 1.15)
-    image = Image.fromarray(picture_3d_array.clip(0, 255).astype(np.uint8))
-    picture_3d_array = np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.4))))
-    noise_3d_array = rng.standard_normal(picture_3d_array.shape, np.float32) * rng.uniform(1, 7)
-    return (picture_3d_array + noise_3d_array).clip(0, 255).astype(np.uint8)
+def photograph(image_3d_array, rng):
+    """Light, colour, contrast, focus, motion, noise, by Pillow: numpy takes ten times as long."""
+    grey_1d_array = 75 + (np.arange(256) - 75) * rng.uniform(0.75, 1.15)
+    gain_2d_array = rng.uniform(0.8, 1.15) * rng.normal(1, 0.04, (3, 1))  # red, green, blue
+    table = (gain_2d_array * grey_1d_array).clip(0, 255).astype(int).ravel().tolist()
+    blur_list = [rng.uniform(0, 0.8)] * 2  # px, to each side, in x and in y
+    if rng.random() < 0.3:
+        blur_list[rng.integers(2)] = rng.uniform(0.8, 2)  # it moved by up to 5 px
+    image = Image.fromarray(image_3d_array).point(table).filter(ImageFilter.BoxBlur(blur_list))
+    strength = rng.uniform(0.015, 0.1)  # random bytes, 0 to 255, become noise of spread 1 to 7
+    noise = Image.frombytes("RGB", image.size, rng.bytes(image_3d_array.size))
+    noise = noise.point([round(128 + (value - 127.5) * strength) for value in range(256)] * 3)
+    return ImageChops.add(image, noise, offset=-128)
 
 
-def draw_picture(index: int, seed: int, folder: Path) -> None:
-    """Draw picture number `index`, folder/00042.jpg and .xml: the same for the same seed."""
+def draw_picture(index, seed, folder):
+    """Draw image number `index`, folder/00042.jpg and .xml: the same for the same seed."""
     rng = np.random.default_rng([seed, index])
-    picture_3d_array, holder_box = draw_scene(rng)
+    image_3d_array, light_2d_array, holder = draw_scene(rng)
     place_list, keypoint_list = [], []
-    half, mark_count = BOX_SIDE / 2, rng.choice([0, 1, 2], p=[0.2, 0.5, 0.3])
-    for name in rng.permutation(MARK_LIST)[:mark_count].tolist():
-        x, y = find_place(rng, holder_box, place_list)
-        paint_mark(picture_3d_array, rng, x, y, name)
-        keypoint_list.append({"class": name, "box": [x - half, y - half, x + half, y + half]})
-    for name in rng.choice(DISTRACTOR_LIST, size=rng.poisson(5)).tolist():
-        paint_mark(picture_3d_array, rng, *find_place(rng, holder_box, place_list), name)
-    image, path = Image.fromarray(photograph(picture_3d_array, rng)), folder / f"{index:05d}.jpg"
-    with replacing(path) as temporary:
-        image.save(temporary, "JPEG", quality=int(rng.integers(60, 96)))
+    name_list = rng.permutation(MARK_LIST)[:rng.choice(3, p=MARK_COUNT_SHARES)].tolist()
+    for name in name_list + rng.choice(DECOY_LIST, size=rng.poisson(DECOYS)).tolist():
+        x, y = find_place(rng, holder, place_list)
+        paint_mark(image_3d_array, rng, x, y, name, light_2d_array[int(y) // 8, int(x) // 8])
+        if name in MARK_LIST:  # labelled with a box of 30x30 px, however large it is
+            keypoint_list.append({"class": name, "box": [x - 15, y - 15, x + 15, y + 15]})
+    path = folder / f"{index:05d}.jpg"
+    photograph(image_3d_array, rng).save(path, quality=int(rng.integers(60, 96)))
     write_labelimg_xml(path.with_suffix(".xml"), path.name, WIDTH, HEIGHT, keypoint_list)
 
 
 def claim_folder(folder: Path, count: int, seed: int) -> None:
     """Mark the folder as ours. UserError where it holds what no drawing of ours has left there."""
     marker = folder / ".drawn"
-    drawn = int(marker.read_text(encoding="utf-8").split()[0]) if marker.is_file() else 0
+    words = marker.read_text(encoding="utf-8").split() if marker.is_file() else []
+    drawn = int(words[0]) if words else 0
     own_set = {f"{index:05d}{suffix}" for index in range(drawn) for suffix in (".jpg", ".xml")}
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.glob("[!.]*")):
@@ -171,10 +177,10 @@ def claim_folder(folder: Path, count: int, seed: int) -> None:
     for name in own_set:  # left by a larger drawing, it would be a part of this data set
         if int(name[:5]) >= count:
             (folder / name).unlink(missing_ok=True)
-    marker.write_text(f"{count} pictures, seed {seed}\n", encoding="utf-8")
+    marker.write_text(f"{count} images, seed {seed}\n", encoding="utf-8")
 
 
-def main() -> None:
+def main():
     parser = make_parser("Draw the example data set.", "folder in which images/ is drawn")
     parser.add_argument("--pictures", type=int, default=1465, help="how many to draw")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random")
@@ -183,13 +189,12 @@ def main() -> None:
         parser.error("--pictures must lie between 3 and 100,000, and --seed be at least 0")
     folder = options.data / "images"
     claim_folder(folder, options.pictures, options.seed)
-    print(f"drawing {options.pictures} pictures into {folder}", flush=True)
+    print(f"drawing {options.pictures} images into {folder}", flush=True)
     draw = functools.partial(draw_picture, seed=options.seed, folder=folder)
-    # Processes, since threads take turns at Python code. Leaving the `with` ends them. Ctrl-C
-    # reaches all of a terminal: each of them begins with signal.signal(...), and leaves it to this
-    # one. Windows waits for 63 at most.
-    with multiprocessing.Pool(min(os.cpu_count() or 1, 60), initializer=signal.signal,
-                              initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+    # Processes, since threads take turns at Python code; leaving the `with` ends them. Ctrl-C goes
+    # to all of a terminal: they ignore it and leave it to this one. Windows takes 63 at most.
+    with multiprocessing.Pool(min(os.cpu_count() or 1, 60), signal.signal,
+                              (signal.SIGINT, signal.SIG_IGN)) as pool:
         for _ in pool.imap_unordered(draw, range(options.pictures), chunksize=8):
             pass
 

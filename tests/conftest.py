@@ -24,8 +24,6 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"
 torch.set_num_threads(1)  # the networks here are tiny: more threads would only wait for each other
 
 
-# ---------------------------------------------------------------- running a script
-
 def load(name):
     """A script as a module; its name starts with a digit, so `import` cannot say it."""
     return importlib.import_module(name)
@@ -55,8 +53,8 @@ def call_main(module, monkeypatch, *arguments):
 def sentence_of(module, monkeypatch, *arguments):
     """Run a script's main() where it must end in one sentence; returns it."""
     code, sentence = call_main(module, monkeypatch, *arguments)
-    assert code == 1 and sentence.startswith("error: "), (code, sentence)
-    assert "\n" not in sentence and len(sentence) < 600
+    is_sentence = sentence.startswith("error: ") and "\n" not in sentence and len(sentence) < 600
+    assert code == 1 and is_sentence, (code, sentence)
     return sentence
 
 
@@ -72,8 +70,7 @@ def full_disk(most_bytes):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
     try:
-        # pytest collects what is printed in a file, which must not be the one that is full
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(io.TextIOWrapper(io.BytesIO())):  # pytest's own file would be full
             yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -81,14 +78,15 @@ def full_disk(most_bytes):
 
 @pytest.fixture(autouse=True)
 def signals_as_before():
-    """Scripts put their own answers to Ctrl-C and SIGTERM in place; the tests' own must stay."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Scripts put their own answers to signals in place; the tests' own must stay."""
+    before = {number: signal.getsignal(number) for number in
+              (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images and networks
 
 def noise_image(seed, height=96, width=64):
     rng = np.random.default_rng(seed)
@@ -106,51 +104,46 @@ def paint_dot(image_3d_array, x, y, sigma=3.0, peak=200.0):
 def centroid(grey_2d_array):
     """Intensity-weighted centre (x, y) in px; pixel c covers [c, c + 1)."""
     grey = np.asarray(grey_2d_array, np.float64)
-    return ((grey.sum(axis=0) @ (np.arange(grey.shape[1]) + 0.5)) / grey.sum(),
-            (grey.sum(axis=1) @ (np.arange(grey.shape[0]) + 0.5)) / grey.sum())
+    return tuple((grey.sum(axis=axis) @ (np.arange(grey.shape[1 - axis]) + 0.5)) / grey.sum()
+                 for axis in (0, 1))
 
-
-# ---------------------------------------------------------------- networks
 
 class Sees(load("02_model").KeypointNet):
-    """A network that knows: it answers for every pure white pixel (class 1) and red one (class 2).
-
-    snap: it answers whole multiples of so many px, so that its answer depends on the place in the
-    cell. Cells that know the same keypoint are a little less sure the nearer to the upper left.
-    """
+    """A network that knows every pure white pixel (class 1) and red one (class 2), and answers
+    whole multiples of `snap` px. Of cells that know the same keypoint the last is the surest."""
 
     def __init__(self, snap=None):
         super().__init__(class_count=3)
         self.snap = snap
 
     def forward(self, images_4d):
-        model = load("02_model")
         count, _, height, width = images_4d.shape
         assert height % common.CELL == width % common.CELL == 0
         rows, columns = height // common.CELL, width // common.CELL
         label_list = []
         for class_id, colour in ((1, (255, 255, 255)), (2, (255, 0, 0))):
             is_colour = (images_4d == torch.tensor(colour)[None, :, None, None]).all(dim=1)
-            label_list += [(picture, class_id, column + 0.5, row + 0.5)
-                           for picture, row, column in is_colour.nonzero().tolist()]
+            label_list += [(image, class_id, column + 0.5, row + 0.5)
+                           for image, row, column in is_colour.nonzero().tolist()]
         label_2d_array = np.array(label_list, np.float32).reshape(-1, 4)
         if self.snap:
             label_2d_array[:, 2:] = label_2d_array[:, 2:] // self.snap * self.snap
-        gt_offset_4d_array, gt_class_id_3d_array = model.match(label_2d_array, count, rows, columns)
-        score_4d = 10.0 * one_hot(gt_class_id_3d_array, 3)
-        score_4d[:, 1:] += torch.linspace(0, 0.1, rows * columns).view(rows, columns)
-        offset_4d = torch.from_numpy(gt_offset_4d_array) / model.OFFSET_UNIT
-        return torch.cat((offset_4d, score_4d), dim=1)
+        output_4d = perfect_output(label_2d_array, count, rows, columns, sure=10)
+        output_4d[:, 3:] += torch.linspace(0, 0.1, rows * columns).view(rows, columns)
+        return output_4d
 
 
-def one_hot(class_id_3d_array, class_count):
-    """Class ids `[N, rows, columns]` as float `[N, class_count, rows, columns]`."""
-    class_id_3d = torch.as_tensor(class_id_3d_array)
-    return torch.nn.functional.one_hot(class_id_3d, class_count).permute(0, 3, 1, 2).float()
+def perfect_output(label_2d_array, image_count, rows, columns, class_count=3, sure=20):
+    """What a network that knows the labels would answer."""
+    model = load("02_model")
+    gt_offset_4d, gt_class_id_3d = map(torch.from_numpy, model.match(
+        label_2d_array, image_count, rows, columns))
+    score_4d = torch.nn.functional.one_hot(gt_class_id_3d, class_count).permute(0, 3, 1, 2)
+    return torch.cat((gt_offset_4d / model.OFFSET_UNIT, float(sure) * score_4d), dim=1)
 
 
 def save_weights(data, category_list=("background", "keyPoint_1", "keyPoint_2"), max_per_class=1):
-    """Untrained weights: they mean nothing, but with --threshold 0 there is one of each class."""
+    """Untrained weights: they mean nothing, but with --threshold 0 one of each class answers."""
     torch.manual_seed(0)
     network = load("02_model").KeypointNet(len(category_list))
     data.mkdir(parents=True, exist_ok=True)
@@ -160,30 +153,18 @@ def save_weights(data, category_list=("background", "keyPoint_1", "keyPoint_2"),
 
 
 def make_small(train, model, setattr):
-    """An update in milliseconds: eight channels a layer, small crops and batches, no crops drawn.
-
-    Kernels, strides and paddings stay, so a cell sees what it always sees.
-    """
+    """An update in milliseconds: eight channels a layer, small crops and batches, no pictures."""
     setattr(model, "LAYER_LIST", [(*geometry, 8) for *geometry, _ in model.LAYER_LIST])
     setattr(train, "BATCH", 3)
     setattr(train, "CROP", 64)
-    setattr(train, "draw_crops", lambda *arguments: None)
-
-
-def quick(setattr):
-    """Leave out what 04 and 06 measure, which takes long; what they write stays."""
-    analysis = load("06_model_analysis")
-    setattr(load("04_evaluate"), "SPEED_RUNS", 1)
-    for name in ("work", "batch_norm", "memory"):
-        setattr(analysis, f"print_{name}", lambda *arguments: None)
-    setattr(analysis, "print_receptive_field", lambda *arguments: np.ones((32, 32)))
+    for name in [name for name in vars(train) if name.startswith("draw_")]:
+        setattr(train, name, lambda *arguments: None)
 
 
 @pytest.fixture
 def small_training(monkeypatch):
     """03_train.py with a tiny network, crops and batches."""
     make_small(load("03_train"), load("02_model"), monkeypatch.setattr)
-    return load("03_train")
 
 
 # ---------------------------------------------------------------- data sets
@@ -191,9 +172,8 @@ def small_training(monkeypatch):
 def xml_text(box_list, width=64, height=96, root="annotation"):
     """LabelImg's XML as text; box_list: (name, xmin, ymin, xmax, ymax), values as they are."""
     objects = "".join(
-        f"<object><name>{escape(str(name))}</name><pose>Unspecified</pose>"
-        f"<truncated>0</truncated><difficult>0</difficult><bndbox><xmin>{xmin}</xmin>"
-        f"<ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax></bndbox></object>"
+        f"<object><name>{escape(str(name))}</name><truncated>0</truncated><bndbox><xmin>{xmin}"
+        f"</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax></bndbox></object>"
         for name, xmin, ymin, xmax, ymax in box_list)
     return (f"<{root}><folder>images</folder><filename>a.jpg</filename>"
             f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
@@ -208,40 +188,53 @@ def write_example(folder, name, box_list, width=64, height=96, suffix=".png", se
     (folder / f"{name}.xml").write_text(xml_text(box_list, width, height), encoding="utf-8")
 
 
+def copy_of(own, folder):
+    """The data set in a folder that a test may write to."""
+    return Path(shutil.copytree(own, folder))
+
+
+def train_in(data, monkeypatch, updates, *arguments):
+    """Train in this process, which must end well: what weights.pt and checkpoint.pt hold then."""
+    arguments = ["--data", data, "--updates", updates, *arguments]
+    assert call_main(load("03_train"), monkeypatch, *arguments) == (0, "")
+    return saved(data)
+
+
+def saved(data):
+    """What a run left in a data folder: the contents of weights.pt and of checkpoint.pt."""
+    return [torch.load(data / name, weights_only=True) for name in ("weights.pt", "checkpoint.pt")]
+
+
 def write_own_pictures(folder, count=10, class_list=("left eye", "right eye")):
     """A folder as a reader might have it: small pictures, two classes, the last one empty."""
     for number in range(count):
-        x = 20 + 2 * number
-        boxes = [(name, x - 15, 15 + 30 * i, x + 15, 45 + 30 * i)
+        boxes = [(name, 5 + 2 * number, 15 + 30 * i, 35 + 2 * number, 45 + 30 * i)
                  for i, name in enumerate(class_list)]
         write_example(folder, f"picture {number}", boxes if number < count - 1 else [], seed=number)
     return folder
 
 
+def prepare(data, *arguments):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        result = call_main(load("01_prepare_data"), monkeypatch, "--data", data, *arguments)
+    assert result == (0, "")
+    return data
+
+
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
-    """A data folder with twelve drawn pictures, made as a user makes it. It must not be changed."""
-    folder = tmp_path_factory.mktemp("drawn")
-    result = run_script("01_prepare_data.py", "--pictures", 12, "--data", folder)
-    assert result.returncode == 0, result.stderr
-    (folder / "report.txt").write_text(result.stdout, encoding="utf-8")
-    return folder
+    """A data folder with twelve drawn images; not to be changed."""
+    return prepare(tmp_path_factory.mktemp("drawn"), "--pictures", 12)
 
 
 @pytest.fixture(scope="session")
 def own(tmp_path_factory):
     """A data folder made from ten small pictures labelled in LabelImg's way; not to be changed."""
     folder = tmp_path_factory.mktemp("own")
-    source = write_own_pictures(folder / "my pictures")
-    result = run_script("01_prepare_data.py", "--source", source, "--data", folder / "data")
-    assert result.returncode == 0, result.stderr
-    return folder / "data"
+    return prepare(folder / "data", "--source", write_own_pictures(folder / "my pictures"))
 
 
 @pytest.fixture
-def small_data(small_training, own, tmp_path):
-    """The own pictures in a folder that a test may write to, tiny weights, and a picture."""
-    data = Path(shutil.copytree(own, tmp_path / "data"))
-    save_weights(data, ("background", "left eye", "right eye"))
-    noise_image(0).save(tmp_path / "picture.png")
-    return data
+def data(small_training, own, tmp_path):
+    """The own images without weights, in a folder that a test may write to; runs are tiny."""
+    return copy_of(own, tmp_path / "data")

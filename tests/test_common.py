@@ -1,22 +1,21 @@
-"""common.py: pictures of all kinds, drawing and fonts, replacing files, LabelImg's XML, progress.
-
-Pictures that are damaged or hostile stand in hardening/test_pictures.py.
-"""
+"""common.py: images of all kinds, also damaged ones; files that are replaced; what is told."""
 
 import io
 import os
 import shlex
 import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 import common
-from conftest import centroid, load, paint_dot, write_example
+from conftest import copy_of
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of odd sizes and tags
 
 
 def save_and_read(image, path, **options):
@@ -24,67 +23,82 @@ def save_and_read(image, path, **options):
     return common.read_image(path)
 
 
-# ---------------------------------------------------------------- pictures of all kinds
-
-def test_an_rgb_picture_is_read_unchanged_in_rgb_order(tmp_path):
-    array = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    read = save_and_read(Image.fromarray(array), tmp_path / "a.png")
-    assert read.dtype == np.uint8 and np.array_equal(read, array)
+def as_file(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
-def test_a_grey_picture_becomes_three_equal_channels(tmp_path):
-    grey = np.arange(35, dtype=np.uint8).reshape(5, 7)
-    read = save_and_read(Image.fromarray(grey), tmp_path / "a.bmp")
-    assert np.array_equal(read, np.dstack([grey] * 3))
+# ---------------------------------------------------------------- images of all kinds
+
+RED = (200, 30, 40)
 
 
-def test_a_palette_picture_gets_its_colours(tmp_path):
-    image = Image.new("P", (4, 3), 1)
-    image.putpalette([0, 0, 0, 10, 20, 30])
-    assert (save_and_read(image, tmp_path / "a.png") == (10, 20, 30)).all()
+@pytest.mark.parametrize("mode, value, suffix, expected", [
+    ("RGB", RED, ".png", RED), ("RGB", RED, ".bmp", RED), ("RGB", RED, ".tif", RED),
+    ("L", 90, ".png", (90, 90, 90)), ("1", 1, ".png", (255, 255, 255)),
+    ("RGBA", (*RED, 255), ".png", RED), ("RGBA", (*RED, 0), ".png", (255, 255, 255)),
+    ("RGBA", (100, 0, 0, 128), ".webp", (177, 127, 127)), ("LA", (90, 0), ".png", (255, 255, 255)),
+    ("CMYK", (0, 255, 255, 0), ".jpg", (254, 0, 0))])
+def test_every_kind_of_image_becomes_rgb_with_white_under_what_is_transparent(
+        tmp_path, mode, value, suffix, expected):
+    options = {"lossless": True, "exact": True} if suffix == ".webp" else {}
+    read = save_and_read(Image.new(mode, (7, 5), value), tmp_path / f"a{suffix}", **options)
+    assert read.dtype == np.uint8 and read.shape == (5, 7, 3)
+    assert np.abs(read.astype(int) - expected).max() <= 1
 
 
-def test_what_is_transparent_becomes_white_and_half_transparent_mixes(tmp_path):
-    image = Image.new("RGBA", (3, 1))
-    for x, alpha in enumerate((0, 255, 128)):
-        image.putpixel((x, 0), (100, 0, 0, alpha))
-    read = save_and_read(image, tmp_path / "a.png")[0].astype(int)
-    assert read[0].tolist() == [255, 255, 255] and read[1].tolist() == [100, 0, 0]
-    assert np.abs(read[2] - (177, 127, 127)).max() <= 1
-
-
-def test_a_transparent_palette_entry_becomes_white(tmp_path):
+def test_a_palette_gets_its_colours_and_its_transparent_entry_becomes_white(tmp_path):
     image = Image.new("P", (2, 1), 0)
     image.putpalette([9, 9, 9, 50, 60, 70])
     image.putpixel((1, 0), 1)
-    read = save_and_read(image, tmp_path / "a.png", transparency=0)
-    assert read[0].tolist() == [[255, 255, 255], [50, 60, 70]]
+    assert save_and_read(image, tmp_path / "a.png").tolist() == [[[9, 9, 9], [50, 60, 70]]]
+    read = save_and_read(image, tmp_path / "b.png", transparency=0)
+    assert read.tolist() == [[[255, 255, 255], [50, 60, 70]]]
 
 
-def test_cmyk_becomes_rgb(tmp_path):
-    image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
-    read = save_and_read(image, tmp_path / "a.jpg", quality=95)
-    assert read.shape == (8, 8, 3) and read[4, 4, 0] > 200 and read[4, 4, 1:].max() < 60
+def test_a_jpeg_of_several_images_as_telephones_make_it_is_read_as_its_first(tmp_path):
+    first, second = Image.new("RGB", (32, 24), "red"), Image.new("RGB", (16, 16), "blue")
+    first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[second])
+    read = common.read_image(tmp_path / "a.jpg")
+    assert read.shape == (24, 32, 3) and (read[:, :, 0] > 200).all()
 
 
-def test_a_picture_can_be_read_from_an_open_file():
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 3), (1, 2, 3)).save(buffer, "PNG")
-    buffer.seek(0)
-    assert (common.read_image(buffer) == (1, 2, 3)).all()
+def png(width, height, bits, colour_type):
+    """A PNG by hand: Pillow writes none of 16 bits in colour, nor one that lacks pixels."""
+    def chunk(kind, content):
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+    row = b"\0" + struct.pack(">H", 4000) * {0: 1, 2: 3, 4: 2, 6: 4}[colour_type] * 8
+    return (b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
+            + chunk(b"IDAT", zlib.compress(row * 6)) + chunk(b"IEND", b""))
 
 
-# ---------------------------------------------------------------- how bright a number is
+def colour_tiff():
+    """A TIFF of 16 bits a colour by hand: 8 x 6 px, RGB."""
+    head = struct.pack("<2sHIH", b"II", 42, 8, 9)
+    for tag, kind, count, value in (
+            (256, 3, 1, 8), (257, 3, 1, 6), (258, 3, 3, 122), (259, 3, 1, 1), (262, 3, 1, 2),
+            (273, 4, 1, 128), (277, 3, 1, 3), (278, 3, 1, 6), (279, 4, 1, 288)):
+        head += struct.pack("<HHII", tag, kind, count, value)
+    return head + struct.pack("<IHHH", 0, 16, 16, 16) + struct.pack("<H", 4000) * 144
 
-@pytest.mark.parametrize("name, dtype", [
-    ("float.tif", np.float32), ("whole.tif", np.int32), ("grey.png", np.uint16),
-    ("grey.tif", np.uint16)])
-def test_numbers_whose_white_is_not_known_are_refused_by_name(tmp_path, name, dtype):
-    array = np.linspace(0, 255, 48).astype(dtype).reshape(6, 8)
+
+DEEP_DICT = {
+    "grey.png": png(8, 6, 16, 0), "colour.png": png(8, 6, 16, 2), "colour.tif": colour_tiff(),
+    "grey with alpha.png": png(8, 6, 16, 4), "colour with alpha.png": png(8, 6, 16, 6),
+    "grey.tif": as_file(Image.new("I;16", (8, 6), 4000), "TIFF"),
+    "float.tif": as_file(Image.new("F", (8, 6), 0.5), "TIFF"),
+    "whole.tif": as_file(Image.new("I", (8, 6), 200), "TIFF")}
+
+
+@pytest.mark.parametrize("name", DEEP_DICT)
+def test_more_than_8_bits_a_colour_are_refused_by_name_and_not_read_as_black(tmp_path, name):
+    (tmp_path / name).write_bytes(DEEP_DICT[name])
     with pytest.raises(common.UserError) as caught:
-        save_and_read(Image.fromarray(array), tmp_path / name)
-    for wanted in (str(tmp_path / name), "more than 8 bits", "save it with 8 bits"):
-        assert wanted in str(caught.value)
+        common.read_image(tmp_path / name)
+    assert name in str(caught.value) and "more than 8 bits" in str(caught.value)
 
 
 # ---------------------------------------------------------------- turned by the orientation alone
@@ -94,168 +108,85 @@ ASCII, SHORT, RATIONAL = 2, 3, 5  # EXIF types
 
 
 def exif_bytes(*tag_list):
-    """An EXIF block made by hand: Pillow would write no tag of a wrong type. (tag, type, value)."""
-    data_start = 8 + 2 + 12 * len(tag_list) + 4
-    head, data = struct.pack("<2sHIH", b"II", 42, 8, len(tag_list)), b""
+    """An EXIF block by hand: Pillow would write no tag of a wrong type. (tag, type, 4 bytes)."""
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tag_list))
     for tag, kind, value in sorted(tag_list):
-        head += struct.pack("<HHI", tag, kind, 1)
-        if kind == RATIONAL:
-            head += struct.pack("<I", data_start + len(data))
-            data += struct.pack("<II", value, 1)
-        else:
-            head += value.ljust(4, b"\0") if kind == ASCII else struct.pack("<HH", value, 0)
-    return b"Exif\0\0" + head + bytes(4) + data
+        head += struct.pack("<HHI4s", tag, kind, 1, value)
+    return b"Exif\0\0" + head + bytes(4)
 
 
-# How a picture looks that a camera has saved with this orientation, from the one saved.
+# How an image looks that a camera has saved with this orientation, from the one saved.
 TURN_DICT = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1],
              4: lambda a: a[::-1], 5: lambda a: a.transpose(1, 0, 2), 6: lambda a: np.rot90(a, 3),
-             7: lambda a: np.rot90(a, 2).transpose(1, 0, 2), 8: lambda a: np.rot90(a, 1)}
-
-
-def picture_with_a_white_corner():
-    array = np.zeros((16, 32, 3), np.uint8)
-    array[:8, :8], array[8:, :8] = 255, 128
-    return array
+             7: lambda a: np.rot90(a, 2).transpose(1, 0, 2), 8: lambda a: np.rot90(a, 1),
+             0: lambda a: a, 9: lambda a: a, 65535: lambda a: a}
+CORNER = np.zeros((16, 32, 3), np.uint8)
+CORNER[:8, :8], CORNER[8:, :8] = 255, 128
 
 
 @pytest.mark.parametrize("orientation", TURN_DICT)
 @pytest.mark.parametrize("odd_tag_list", [
-    [], [(IMAGE_WIDTH, RATIONAL, 32)], [(RESOLUTION_UNIT, ASCII, b"2")],
+    [], [(IMAGE_WIDTH, RATIONAL, b"\x0e\0\0\0")], [(RESOLUTION_UNIT, ASCII, b"2")],
     [(IMAGE_WIDTH, ASCII, b"32")]], ids=["plain", "width", "unit", "text"])
 def test_a_jpeg_is_turned_as_its_orientation_says_whatever_other_tags_are_like(
         tmp_path, orientation, odd_tag_list):
-    array = picture_with_a_white_corner()
-    exif = exif_bytes((ORIENTATION, SHORT, orientation), *odd_tag_list)
-    read = save_and_read(Image.fromarray(array), tmp_path / "a.jpg", exif=exif, quality=100,
+    exif = exif_bytes((ORIENTATION, SHORT, struct.pack("<HH", orientation, 0)), *odd_tag_list)
+    read = save_and_read(Image.fromarray(CORNER), tmp_path / "a.jpg", exif=exif, quality=100,
                          subsampling=0)
-    turned = TURN_DICT[orientation](array)
+    turned = TURN_DICT[orientation](CORNER)
     assert read.shape == turned.shape and np.abs(read.astype(int) - turned).max() < 40
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
 def test_other_formats_are_turned_once_and_not_twice(tmp_path, suffix):
-    array, exif = picture_with_a_white_corner(), Image.Exif()
-    exif[ORIENTATION] = 6
-    options = {"lossless": True} if suffix == ".webp" else {}
-    read = save_and_read(Image.fromarray(array), tmp_path / f"a{suffix}", exif=exif, **options)
-    assert np.array_equal(read, np.rot90(array, 3))
-
-
-@pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_an_orientation_that_means_nothing_turns_nothing(tmp_path, orientation):
-    exif = exif_bytes((ORIENTATION, SHORT, orientation))
-    image = Image.fromarray(picture_with_a_white_corner())
-    assert save_and_read(image, tmp_path / "a.jpg", exif=exif).shape == (16, 32, 3)
-
-
-def test_the_size_that_counts_for_the_labels_is_the_turned_one(tmp_path):
-    prepare_data = load("01_prepare_data")
-    write_example(tmp_path, "a", [("eye", 10, 10, 20, 20)], width=64, height=96)
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    Image.new("RGB", (96, 64)).save(tmp_path / "a.png", exif=exif)
-    example_list, problem_list = prepare_data.read_folder(tmp_path)
-    assert problem_list == [] and tuple(example_list[0]["size"]) == (64, 96)
+    options = {"lossless": True} if suffix == ".webp" else {}
+    read = save_and_read(Image.fromarray(CORNER), tmp_path / f"a{suffix}", exif=exif, **options)
+    assert np.array_equal(read, np.rot90(CORNER, 3))
 
 
-# ---------------------------------------------------------------- geometry
-
-def test_padding_repeats_the_edge_and_moves_nothing():
-    array = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    padded = common.pad_image(array, 5, 6)
-    assert padded.shape == (5, 6, 3) and np.array_equal(padded[:3, :4], array)
-    assert (padded[3:, :4] == array[2]).all() and (padded[:3, 4:] == array[:, 3:]).all()
-    assert (padded[3:, 4:] == array[2, 3]).all()
-
-
-def test_a_side_is_rounded_up_to_whole_cells():
-    length_list = [common.CELL, common.CELL + 1, 2 * common.CELL - 1, 60 * common.CELL]
-    cell_list = [common.round_up_to_cell(length) // common.CELL for length in length_list]
-    assert cell_list == [1, 2, 2, 60]
+JPEG = as_file(Image.effect_noise((64, 64), 50), "JPEG")
+TIFF = as_file(Image.new("RGB", (32, 24)), "TIFF")
+BAD_DICT = {
+    "empty": b"", "cut off": JPEG[:len(JPEG) // 2], "cut in the header": JPEG[:30],
+    "not an image": b"hello, I am a text", "XML": b"<annotation></annotation>",
+    "enormous": png(60000, 60000, 8, 2), "large": png(20000, 3000, 8, 2),
+    "zero wide": png(0, 10, 8, 2), "too few pixels": png(640, 640, 8, 2),
+    "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n",
+    # Where the pixels lie (tag 273) is said to be a text.
+    "TIFF with a damaged byte": TIFF.replace(b"\x11\1\4\0", b"\x11\1\2\0")}
 
 
-# ---------------------------------------------------------------- drawing
-
-def drawn_close_ups(monkeypatch, tile_list, columns=5):
-    """Draw close-ups: the figure's axes, and of each what it shows as float [rows, columns]."""
-    figure_list = []
-    monkeypatch.setattr(common, "save_figure", lambda figure, path: figure_list.append(figure))
-    common.save_close_ups(Path("sheet.png"), tile_list, columns)
-    figure, = figure_list
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    sheet_3d_array = np.asarray(canvas.buffer_rgba())[..., :3].astype(float)
-    part_list = []
-    for axes in figure.axes:
-        left, bottom, right, top = axes.get_window_extent().extents.round().astype(int)
-        height = len(sheet_3d_array)
-        part_list.append(sheet_3d_array[height - top:height - bottom, left:right].mean(axis=2))
-    return figure.axes, part_list
+@pytest.mark.parametrize("kind", BAD_DICT)
+def test_a_bad_image_is_refused_in_one_sentence_with_its_name(tmp_path, kind):
+    path = tmp_path / "bad.jpg"
+    path.write_bytes(BAD_DICT[kind])
+    with pytest.raises(common.UserError) as caught:
+        common.read_image(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert ("too many" in str(caught.value)) == (kind in ("enormous", "large"))
 
 
-@pytest.mark.parametrize("x, y", [(50.5, 40.5), (20.25, 9.75), (3, 94), (97.5, 1)])
-def test_a_close_up_has_its_place_in_the_middle_and_a_cross_on_each_point(monkeypatch, x, y):
-    image_3d_array = np.zeros((96, 100, 3), np.uint8)
-    paint_dot(image_3d_array, x, y, sigma=2)
-    tile = "a.jpg: missed", image_3d_array, x, y, 33, [(x, y, "white"), (x + 5, y, "red")]
-    (axes,), _ = drawn_close_ups(monkeypatch, [tile])
-    assert axes.get_title() == "a.jpg: missed"
-    assert axes.get_xlim() == (x - 33, x + 33) and axes.get_ylim() == (y + 33, y - 33)
-    point_list = [(*line.get_xdata(), *line.get_ydata(), line.get_color()) for line in axes.lines]
-    assert point_list == [(x, y, "white"), (x + 5, y, "red")]
-    (axes,), (part_2d_array,) = drawn_close_ups(monkeypatch, [(*tile[:5], [])])
-    part_2d_array = part_2d_array[2:-2, 2:-2]  # without the frame
-    height, width = part_2d_array.shape
-    assert min(height, width) > 150
-    # Beyond the picture all is grey: the dot is as far as the picture reaches.
-    columns, rows = (np.arange(side) / side * 66 - 33 for side in (width, height))
-    inside_2d_array = ((columns + x > 1) & (columns + x < 99)) * (
-        (rows + y > 1) & (rows + y < 95))[:, None]
-    bright_x, bright_y = centroid(part_2d_array ** 2 * inside_2d_array)
-    if 9 < x < 91 and 9 < y < 87:  # nothing of the dot is cut off
-        assert abs(bright_x - width / 2) < 1 and abs(bright_y - height / 2) < 1
-    peak_y, peak_x = np.unravel_index((part_2d_array * inside_2d_array).argmax(), (height, width))
-    assert abs(peak_x - width / 2) < 7 and abs(peak_y - height / 2) < 7  # a pixel has nearly 3
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file or directory"),
+                                   PermissionError(13, "Permission denied")])
+def test_an_image_that_cannot_be_opened_is_not_called_damaged(monkeypatch, error):
+    def refuse(*arguments, **options):
+        raise error
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(common.UserError) as caught:
+        common.read_image("a.jpg")
+    assert "a.jpg" in str(caught.value) and error.strerror in str(caught.value)
+    assert "readable" not in str(caught.value)
 
 
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("x, y", [(-98, 40), (162, 40), (30, -99), (30, 195), (-33, 40),
-                                  (1e4, -1e4)])
-def test_a_close_up_of_a_place_far_outside_of_the_picture_shows_nothing_of_it(monkeypatch, x, y):
-    """An untrained network may be sure of a keypoint there, where boxes are large."""
-    tile = "a.jpg", np.full((96, 64, 3), 255, np.uint8), x, y, 33, [(x, y, "white")]
-    _, (part_2d_array,) = drawn_close_ups(monkeypatch, [(*tile[:5], [])])
-    assert part_2d_array[3:-3, 3:-3].max() < 200  # grey
-    assert len(drawn_close_ups(monkeypatch, [tile])[0][0].lines) == 1
+def test_padding_repeats_the_edge_moves_nothing_and_ends_at_whole_cells():
+    array = np.random.default_rng(0).integers(0, 256, (3, 40, 3), dtype=np.uint8)
+    padded = common.pad_image(array, 33, 20)
+    assert padded.shape == (64, 64, 3) and np.array_equal(padded[:3, :40], array)
+    assert (padded[3:] == padded[2]).all() and (padded[:, 40:] == padded[:, 39:40]).all()
+    assert common.pad_image(padded).shape == padded.shape
 
-
-@pytest.mark.filterwarnings("error")
-def test_close_ups_take_any_title_and_any_number_of_tiles(monkeypatch):
-    image_3d_array = np.zeros((50, 50, 3), np.uint8)
-    title_list = ["图 🎯 1.png: missed", "$\\frac$", "a_$b$^{c", "n" * 200, "", "é.jpg", "g"]
-    tile_list = [(title, image_3d_array, 20, 20, 10, []) for title in title_list]
-    axes_list, _ = drawn_close_ups(monkeypatch, tile_list, columns=3)
-    shown_list = [axes.get_title() for axes in axes_list]
-    assert shown_list[0] == "? ? 1.png: missed" and shown_list[1:5] == title_list[1:5]
-    assert len({axes.get_position().y0.round(3) for axes in axes_list}) == 3  # rows
-    assert drawn_close_ups(monkeypatch, [])[0] == []
-
-
-# ---------------------------------------------------------------- names in other scripts
-
-CHINESE = ["background", "左眼", "右眼"]
-
-
-def test_names_that_a_font_may_lack_become_numbers_and_are_told_once(capsys):
-    assert common.names_to_draw(CHINESE)[1:] == ["1", "2"]
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1 and "1 = 左眼" in said and "2 = 右眼" in said
-    assert common.names_to_draw(["background", "left eye"]) == ["background", "left eye"]
-    assert capsys.readouterr().out == ""
-
-
-# ---------------------------------------------------------------- files
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
     path = tmp_path / "file.txt"
@@ -267,139 +198,76 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file.txt"]
     with common.replacing(path) as temporary:
         temporary.write_text("new")
-        assert path.read_text() == "old"
+        assert path.read_text() == "old" and str(os.getpid()) in temporary.name  # a process's own
     assert path.read_text() == "new" and os.listdir(tmp_path) == ["file.txt"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows does not replace a file that is open")
-def test_who_has_the_old_file_open_goes_on_reading_the_old_one_whole(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-    with open(path) as file:
-        with common.replacing(path) as temporary:
-            temporary.write_text("new")
-        assert file.read() == "old" and path.read_text() == "new"
+@pytest.mark.parametrize("name, content", [
+    ("dataset.json", None), ("dataset.json", b'{"height": 96, "wid'), ("dataset.json", b"[1, 2]"),
+    ("dataset.json", b"\xff\xfe\0\x80"), ("dataset.json", b'{"name": "faces"}'),
+    ("test_images.npy", None), ("val_images.npy", b""), ("train_labels.npy", b"\x93NUMPY"),
+    ("val_images.npy", np.zeros((9, 32, 32, 3), np.uint8)), ("val_labels.npy", np.array([{}]))])
+def test_a_data_set_that_is_not_whole_is_refused_with_the_command_that_makes_it(
+        own, tmp_path, monkeypatch, name, content):
+    monkeypatch.setattr(sys, "argv", ["02_model.py"])
+    data = copy_of(own, tmp_path / "my data")
+    assert sorted(common.read_data_set(data)[1]) == ["test", "train", "val"]
+    if content is None:
+        (data / name).unlink()
+    elif isinstance(content, bytes):
+        (data / name).write_bytes(content)
+    else:
+        np.save(data / name, content)
+    with pytest.raises(common.UserError) as caught:
+        common.read_data_set(data)
+    fix = shlex.join(["python", "01_prepare_data.py", "--data", str(data), "--source", "FOLDER"])
+    assert fix in str(caught.value) and "\n" not in str(caught.value)
+    assert content is not None or name in str(caught.value)
 
 
-def test_what_is_written_as_labelimg_xml_reads_back_equal(tmp_path):
-    keypoint_list = [{"class": name, "box": [10.25, 20.5, 40.25, 50.75]}
-                     for name in ("eye", "左 <眼> & \"co\"", "🎯", "n" * 500)]
-    common.write_labelimg_xml(tmp_path / "a.xml", "a.jpg", 64, 96, keypoint_list)
-    assert load("01_prepare_data").read_labels(tmp_path / "a.xml", 64, 96) == keypoint_list
-
-
-def test_a_box_that_sticks_out_is_written_cut_and_marked_truncated(tmp_path):
-    box_list = [[-5.0, 80.0, 25.0, 110.0], [5.0, 8.0, 35.0, 38.0]]
-    common.write_labelimg_xml(tmp_path / "a.xml", "a.jpg", 64, 96,
-                              [{"class": "eye", "box": box} for box in box_list])
-    text = (tmp_path / "a.xml").read_text(encoding="utf-8")
-    assert text.count("<truncated>1</truncated>") == text.count("<truncated>0</truncated>") == 1
-    keypoint_list = load("01_prepare_data").read_labels(tmp_path / "a.xml", 64, 96)
-    assert keypoint_list[0]["box"] == [0, 80, 25, 96]
-
-
-# ---------------------------------------------------------------- what is said, and progress
-
-def test_the_next_command_names_the_data_folder_where_it_is_not_the_default():
-    assert common.command("03_train.py", common.DATA_FOLDER) == "python 03_train.py"
-    folder = Path("my 'own' data")
-    line = common.command("05_predict.py", folder, "a b.jpg", "--threshold", 0.5)
-    assert shlex.split(line) == ["python", "05_predict.py", "--data", str(folder), "a b.jpg",
-                                 "--threshold", "0.5"]
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows lets not everybody make links")
-def test_a_default_folder_that_is_a_link_to_another_disk_is_still_the_default(
-        tmp_path, monkeypatch):
+@pytest.mark.parametrize("called", ["02_model.py", "../work/main/02_model.py"])
+def test_the_next_command_works_from_the_folder_in_which_the_user_stands(
+        tmp_path, monkeypatch, called):
+    monkeypatch.setattr(sys, "argv", [called])
+    script = called.replace("02_model", "05_predict")
+    line = common.command("05_predict.py", Path("my 'own' data"), "a b.jpg", "--threshold", 0.5)
+    assert shlex.split(line) == [
+        "python", script, "--data", "my 'own' data", "a b.jpg", "--threshold", "0.5"]
     (tmp_path / "disk").mkdir()
-    (tmp_path / "data").symlink_to(tmp_path / "disk")
-    monkeypatch.setattr(common, "DATA_FOLDER", tmp_path / "data")
-    for folder in (tmp_path / "data", tmp_path / "disk", tmp_path / "data" / ".." / "disk"):
-        assert common.is_default(folder)
-        assert common.command("03_train.py", folder) == "python 03_train.py"
-    assert not common.is_default(tmp_path)
+    if os.name != "nt":  # Windows lets not everybody make links
+        (tmp_path / "data").symlink_to(tmp_path / "disk")  # the default folder, on another disk
+        monkeypatch.setattr(common, "DATA_FOLDER", tmp_path / "data")
+    for folder in {common.DATA_FOLDER, common.DATA_FOLDER.resolve()}:
+        assert common.command("05_predict.py", folder) == f"python {script}"
 
 
-def test_every_parser_has_data_and_its_help_shows_the_defaults():
-    parser = common.make_parser("Do it.", "folder to write to")
-    parser.add_argument("--seed", type=int, default=7, help="of all")
-    assert parser.parse_args([]).data == common.DATA_FOLDER
-    assert parser.parse_args(["--data", "my data"]).data == Path("my data")
-    text = " ".join(parser.format_help().split())
-    assert "folder to write to (default: " in text and "of all (default: 7)" in text
-
-
-@pytest.mark.parametrize("error, reason", [
-    (ValueError("a\n  b"), "ValueError: a b"), (EOFError(), "EOFError: "),
-    (OSError("no picture <_io.BytesIO object at 0x7f>"), "OSError: no picture"),
-    (KeyError("n" * 500), "KeyError: '" + "n" * 79)])
-def test_a_reason_is_one_short_line_without_addresses(error, reason):
-    assert common.short_reason(error) == reason
-
-
-def test_pictures_of_a_folder_are_files_with_a_pictures_suffix_that_are_not_hidden(tmp_path):
-    for name in ("b.JPG", "a.png", ".c.png", "d.txt", "e.xml", "g.webp"):
-        (tmp_path / name).write_bytes(b"")
-    (tmp_path / "f.png").mkdir()
-    assert [path.name for path in common.files_in(tmp_path)] == ["a.png", "b.JPG", "g.webp"]
-    assert common.files_in(tmp_path / "nowhere") == []
-
-
-def test_a_folder_with_the_name_of_a_label_is_no_label(tmp_path):
-    write_example(tmp_path, "a", [("eye", 10, 10, 20, 20)])
-    (tmp_path / "old.xml").mkdir()
-    example_list, problem_list = load("01_prepare_data").read_folder(tmp_path)
-    assert len(example_list) == 1 and problem_list == []
-
-
-def test_six_classes_have_colours_of_their_own():
-    colour_list = [common.colour_of(np.int64(class_id)) for class_id in range(1, 7)]
-    assert colour_list == common.COLOUR_LIST and common.colour_of(7) == colour_list[0]
+def test_headings_and_names_of_a_table_are_not_cut(capsys):
+    name_list = [f"left_front_wheel_of_the_trailer_{side}" for side in ("inner", "outer")]
+    common.print_table([("", *name_list)] + [(name, 1234, 0.5) for name in name_list])
+    line_list = capsys.readouterr().out.splitlines()
+    assert line_list[0].split() == name_list and len({len(line) for line in line_list}) == 1
+    assert line_list[2].split() == [name_list[1], "1,234", "0.500"]
 
 
 @pytest.mark.parametrize("error, sentence", [
     (common.UserError("a.jpg: bad"), "error: a.jpg: bad"),
     (OSError(28, "No space left on device", "/disk/file"),
      "error: No space left on device: /disk/file"),
-    (KeyboardInterrupt(), "\nstopped by Ctrl-C")])
-def test_what_a_user_can_mend_ends_in_one_sentence(error, sentence):
+    (BrokenPipeError(32, "Broken pipe"), 141), (KeyboardInterrupt(), "\nstopped by Ctrl-C")])
+def test_what_a_user_can_mend_ends_in_one_sentence(monkeypatch, error, sentence):
     def main():
         raise error
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # run_main takes it away from a broken pipe
     with pytest.raises(SystemExit) as caught:
         common.run_main(main)
     assert caught.value.code == sentence
 
 
-def test_a_programming_error_is_not_hidden():
-    with pytest.raises(ZeroDivisionError):
-        common.run_main(lambda: 1 / 0)
-
-
-def test_progress_into_a_file_prints_a_plain_line_every_twenty_seconds(capsys):
-    progress = common.Progress(1000, "training")
-    for done in range(1, 1001):
-        progress.last_time -= 0.5  # as if half a second had passed
-        progress.show(done, "loss 1")
-    line_list = capsys.readouterr().out.splitlines()
-    assert 24 <= len(line_list) <= 27 and "1000/1000" in line_list[-1]
-    assert not any("\r" in line for line in line_list)
-
-
-def test_progress_on_a_terminal_refreshes_one_line_and_ends_it(capsys, monkeypatch):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    progress = common.Progress(3, "training")
-    for done in (1, 2, 3):
-        progress.last_time -= 1  # as if a second had passed
-        progress.show(done, "x" * 500)
-    out = capsys.readouterr().out
-    assert out.count("\r") == 3 and out.count("\n") == 1 and out.endswith("\n") and "3/3" in out
-    line_list = out.strip("\n").split("\r")[1:]
-    assert len({len(line) for line in line_list}) == 1  # each overwrites all of the one before
-
-
-def test_progress_after_resuming_counts_only_what_this_run_did(capsys):
-    progress = common.Progress(100, "training", first=90)
-    progress.start_time -= 10  # ten seconds ago
-    progress.last_time -= 30
-    progress.show(91)  # one done in this run: ten seconds each, nine to go
-    assert "1:30 left" in capsys.readouterr().out
+@pytest.mark.parametrize("stream", [
+    None, io.StringIO(), io.TextIOWrapper(io.BytesIO(), "ascii", write_through=True)],
+    ids=["none", "a notebook's", "a terminal that knows no such letters"])
+def test_what_is_printed_stops_nothing_wherever_it_goes(monkeypatch, stream):
+    monkeypatch.setattr(sys, "stdout", stream)
+    common.run_main(lambda: print("左眼"))
+    if isinstance(stream, io.TextIOWrapper):
+        assert stream.buffer.getvalue().split() == [b"\\u5de6\\u773c"]
