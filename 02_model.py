@@ -303,8 +303,8 @@ def show_shapes(image_3d_array: np.ndarray) -> None:
 def example(data_folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """An image and its labels `[M, 4]`: a sample, or the first labelled one of your own data."""
     if data_folder.resolve() == DATA_FOLDER.resolve():
-        image_3d_array = read_image(DATA_FOLDER / "sample" / "00113.jpg")
-        return image_3d_array, np.array([[0, 1, 188.57, 888.34]])  # as 00113.xml says
+        image_3d_array = read_image(DATA_FOLDER / "sample" / "00226.jpg")
+        return image_3d_array, np.array([[0, 2, 157.63, 931.05]])  # as 00226.xml says
     images_4d_array, label_2d_array = read_data_set(data_folder)[1]["train"]
     label_2d_array = label_2d_array[label_2d_array[:, 0] == label_2d_array[0, 0]]
     image_3d_array = images_4d_array[int(label_2d_array[0, 0])]

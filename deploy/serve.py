@@ -85,8 +85,8 @@ async def predict(request: Request, threshold: float = Query(0.5, ge=0, le=1)) -
             body = await part_list[0].read()
         keypoint_list = await asyncio.get_running_loop().run_in_executor(
             state.pool, find_keypoints, *state.model, io.BytesIO(body), threshold)
-    except TimeoutError:
-        raise HTTPException(408, f"slower than {PATIENCE} s", {"Connection": "close"}) from None
+    except (TimeoutError, asyncio.CancelledError):  # the latter when the service ends
+        raise HTTPException(408, "the image came too late", {"Connection": "close"}) from None
     finally:
         del held_dict[request]
     return JSONResponse({"image": "upload", "keypoints": keypoint_list},
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: to be reached from elsewhere")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
     options = vars(parser.parse_args())
-    uvicorn.run(create_app(options.pop("model")), **options, timeout_graceful_shutdown=3)  # s
+    uvicorn.run(create_app(options.pop("model")), **options, timeout_graceful_shutdown=2)  # s
 
 
 if __name__ == "__main__":

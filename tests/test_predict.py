@@ -302,7 +302,7 @@ def test_wrong_command_lines_get_one_sentence_and_make_nothing(
 
 
 def test_a_mistyped_data_folder_is_refused_and_not_made(tmp_path, monkeypatch):
-    sentence = sentence_of(predict, monkeypatch, REPOSITORY / "data" / "sample" / "00113.jpg",
+    sentence = sentence_of(predict, monkeypatch, REPOSITORY / "data" / "sample" / "00226.jpg",
                            "--data", tmp_path / "my_dta")
     assert "my_dta" in sentence and not (tmp_path / "my_dta").exists()
 

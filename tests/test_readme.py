@@ -311,7 +311,7 @@ def test_what_the_text_says_of_the_other_order_of_bn_is_right():
 
 
 def test_the_worked_example_is_what_match_says():
-    gt_offset_4d_array, gt_class_id_3d_array = model.match(np.array([[0, 1, 188.57, 888.34]]),
+    gt_offset_4d_array, gt_class_id_3d_array = model.match(np.array([[0, 2, 157.63, 931.05]]),
                                                            1, 60, 10)
     expected_list = []
     for row, column in np.argwhere(gt_class_id_3d_array[0]):
