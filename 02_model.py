@@ -240,10 +240,12 @@ def load_weights(data_folder: Path) -> tuple[KeypointNet, dict]:
         network.load_state_dict(about_dict.pop("network"))
         if not min(*about_dict["box_size"], about_dict["max_per_class"], about_dict["scale"]) > 0:
             raise ValueError("impossible box size, scale or number of keypoints")
+    except PermissionError:
+        raise  # run_main says so
     except Exception as error:  # damaged bytes can raise nearly anything
-        reason = getattr(error, "strerror", None)  # no such file, no permission
-        if not reason:
-            reason = f"not weights of the network in 02_model.py ({' '.join(str(error).split())[:90]})"
+        reason = f"not weights of this network ({' '.join(str(error).split())[:90]})"
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            reason = error.strerror  # of a file cut off torch says "Invalid argument"
         raise UserError(f"{path}: {reason}; train with {command('03_train.py', data_folder)}, or "
                         "name another folder with --data") from None
     print(f"using {path}")
@@ -356,7 +358,8 @@ def draw_grid(path: Path, image_3d_array, label_2d_array, gt_offset_3d_array,
     for row, column in np.argwhere(gt_class_id_2d_array):
         dx, dy = gt_offset_3d_array[:, row, column]
         y, side = (row * CELL + 2, "top") if dy > 0 else (row * CELL + 30, "bottom")
-        axes.text(column * CELL + 2, y, f"{dx:.1f}, {dy:.1f}", va=side, clip_on=True)
+        axes.text(column * CELL + 1, y, f"{dx:.1f}, {dy:.1f}", va=side, fontsize=9, clip_on=True,
+                  bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.6, "pad": 1})
     _, _, x, y = label_2d_array[0]
     axes.set(xlim=(max(0, x - 112), min(width, x + 112)),
              ylim=(min(height, y + 96), max(0, y - 96)), xlabel="x, px", ylabel="y, px",

@@ -249,7 +249,7 @@ def train(options, device: torch.device) -> None:
     part_dict = {"network": network, "average": average, "optimizer": optimizer}
     run_dict = describe_run(options, array_dict["train"][1])
     first = load_run(options.data, part_dict, run_dict) if options.resume else 0
-    last_save = begin_to_save(options)
+    last_save = written_at(options.data / "weights.pt")
 
     make = functools.partial(make_batch, *array_dict["train"], options.seed, mirror=options.mirror,
                              warp_share=min(1.0, WARP_IMAGES / len(array_dict["train"][0])))
@@ -282,7 +282,7 @@ def train(options, device: torch.device) -> None:
             progress.show(*run_dict["train"][-1], optimizer.param_groups[0]["lr"])
             loss_list = []
         if done % SAVE_EVERY == 0 or is_last:
-            run_dict["val"].append([done, *val_loss(average, val_batch_list)])
+            run_dict["val"].append([done, *val_loss(average, val_batch_list, done)])
             last_save = save_run(options.data, part_dict, run_dict, dataset_dict, last_save)
     draw_curves(options.data, run_dict)
     draw_hard_negatives(options.data / "results" / "hard_negatives.png", average, val_batch_list[0])
@@ -325,10 +325,10 @@ def mean_loss(loss_list, done: int) -> list[float]:
 
 
 @torch.no_grad()
-def val_loss(average, val_batch_list) -> list[float]:
+def val_loss(average, val_batch_list, done: int) -> list[float]:
     """Mean location and confidence loss of the validation crops."""
-    return torch.stack([torch.stack(detection_loss(average(images_4d), *targets))
-                        for images_4d, *targets in val_batch_list]).mean(dim=0).tolist()
+    return mean_loss([torch.stack(detection_loss(average(images_4d), *targets))
+                      for images_4d, *targets in val_batch_list], done)
 
 
 class Progress:
@@ -371,20 +371,14 @@ def written_at(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def begin_to_save(options) -> int:
-    """Keep the weights of an earlier run; returns when they were written."""
-    path = options.data / "weights.pt"
-    if path.exists() and not options.resume:
-        shutil.copyfile(path, path.with_suffix(".old.pt"))
-    return written_at(path)
-
-
 def save_run(data_folder: Path, part_dict, run_dict, dataset_dict, last_save: int) -> int:
     """Write weights.pt, to predict with, and checkpoint.pt, to go on from; returns when."""
     path = data_folder / "weights.pt"
     if written_at(path) != last_save:
         raise UserError(f"{path}: another run has written it since this one began; give each run "
                         "a folder of its own with --data")
+    if last_save and len(run_dict["val"]) == 1:  # the first save: they are an earlier run's
+        shutil.copyfile(path, path.with_suffix(".old.pt"))
     state_dict = {name: part.state_dict() for name, part in part_dict.items()}
     weights_dict = {"network": state_dict["average"], **{key: dataset_dict[key] for key in (
         "category_list", "box_size", "max_per_class", "scale")},
@@ -413,7 +407,7 @@ def load_run(data_folder: Path, part_dict, run_dict) -> int:
         run_dict.update(train=saved_dict["train"], val=saved_dict["val"])
     except UserError:
         raise
-    except OSError as error:  # not there, no permission
+    except (FileNotFoundError, PermissionError) as error:
         raise UserError(f"{path}: {error.strerror}, so nothing to resume; {again}") from None
     except Exception as error:  # damaged bytes can raise nearly anything
         raise UserError(f"{path}: not a checkpoint of this network ({type(error).__name__}); "

@@ -135,7 +135,7 @@ def read_data_set(folder: Path) -> tuple[dict, dict]:
                               np.load(folder / f"{split}_labels.npy"))
                       for split in ("train", "val", "test")}
         for split, (images_4d_array, _) in array_dict.items():
-            if len(images_4d_array) != len(dataset_dict[split]["file_list"]):
+            if len(images_4d_array) != len(dataset_dict[split]["checksum_list"]):
                 raise ValueError(f"{split}_images.npy does not fit dataset.json")
     except (FileNotFoundError, ValueError, EOFError, TypeError, KeyError) as error:
         fix = command("01_prepare_data.py", folder, "--source", "FOLDER")

@@ -52,7 +52,7 @@ def main() -> None:
     logging.disable()  # which we do not need
     detector = Detector(network.cpu(), about_dict["max_per_class"])
     program = torch.onnx.export(
-        Detector(model.fold_batch_norm(network), detector.max_per_class),
+        Detector(model.fold_batch_norm(network), detector.max_per_class).eval(),
         (torch.zeros(1, 128, 64, 3, dtype=torch.uint8), THRESHOLD),
         input_names=["image", "threshold"], output_names=["keypoints", "class_ids", "scores"],
         dynamic_shapes=({1: "height", 2: "width"}, {}), verbose=False)

@@ -288,7 +288,8 @@ def test_the_default_folder_shows_a_sample_with_its_label():
     assert np.array_equal(image_3d_array, common.read_image(path.with_suffix(".jpg")))
     (label,) = load("01_prepare_data").read_labels(path.with_suffix(".xml"), 320, 1920)
     xmin, ymin, xmax, ymax = label["box"]
-    assert np.allclose(label_2d_array, [[0, 1, (xmin + xmax) / 2, (ymin + ymax) / 2]], atol=0.01)
+    centre = (xmin + xmax) / 2, (ymin + ymax) / 2
+    assert np.allclose(label_2d_array, [[0, int(label["class"][-1]), *centre]], atol=0.01)
 
 
 def test_another_folder_shows_its_first_image_with_a_keypoint(own, tmp_path):
