@@ -31,7 +31,8 @@ from common import (CELL, COLOUR_LIST, IMAGE_SUFFIXES, REACH, UserError, command
 
 SPLIT_LIST = ["train", "val", "test"]  # to learn from, to choose settings on, for the final score
 FOLDER_DICT = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-TEST_SHARE, VAL_SHARE = 0.2, 0.08  # of a folder without splits; without val/, a tenth of train/
+TEST_SHARE, VAL_SHARE = 0.2, 0.08  # of a folder without train/ and test/
+VAL_OF_TRAIN = 0.1  # where there are train/ and test/, but no val/
 BOX_SIDE = 30  # px; taken where the labels are points without a box
 SIDE_LIST = ["xmin", "ymin", "xmax", "ymax"]
 
@@ -39,41 +40,30 @@ SIDE_LIST = ["xmin", "ymin", "xmax", "ymax"]
 # ---------------------------------------------------------------- XML into points
 
 def read_labels(xml_path: Path, width: int, height: int) -> list[dict]:
-    """Read one file: a list of {"class": name, "box": [xmin, ymin, xmax, ymax]}, in px.
+    """One file as a list of {"class": name, "box": [xmin, ymin, xmax, ymax]}, in px.
 
-    `width`, `height`: the image's own size. All of a file is understood, or it is refused: raises
-    UserError.
+    `width`, `height`: the image's own. A file is understood in full, or refused with UserError.
     """
     try:  # each ValueError gets the file's name and the fix at the end
         root = ElementTree.fromstring(xml_path.read_bytes())
         check_frame(root, width, height)
-        object_list = root.findall("object")
-        keypoint_list = [read_object(node, number, width, height)
-                         for number, node in enumerate(object_list, start=1)]
-        if len(list(root.iter("bndbox"))) != len(keypoint_list):
-            other_set = {node.tag for node in root.iter() if node.find("bndbox") is not None}
-            raise ValueError(f"holds a <bndbox> in <{'>, <'.join(sorted(other_set))}>, not only in "
-                             "the <object>s of the <annotation>")
+        return [read_object(node, number, width, height)
+                for number, node in enumerate(root.findall("object"), start=1)]
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise UserError(f"{xml_path}: {str(error)[:250]}; mend it in your label tool") from None
-    return keypoint_list
 
 
 def read_object(node, number: int, width: int, height: int) -> dict:
     """One <object> of the XML as {"class", "box"}. Raises ValueError."""
     # One form of Unicode, and blanks and line breaks made one: else one class becomes two.
-    name_list = [" ".join(unicodedata.normalize("NFC", child.text or "").split())
-                 for child in node.findall("name")]
-    name = name_list[0] if name_list else ""
+    name = " ".join(unicodedata.normalize("NFC", node.findtext("name") or "").split())
     what = f"object {number} ({ascii(name)})"
-    if len(name_list) != 1 or name in ("", "background") or not name.isprintable():
-        raise ValueError(f"{what} needs one name, of letters that can be seen, other than "
-                         "background")
-    box_list = node.findall("bndbox")
-    if len(box_list) != 1:
-        found = ", ".join(child.tag for child in node if len(child))
-        raise ValueError(f"{what} holds {len(box_list)} <bndbox> in place of one (found: "
-                         f"{found or 'no more than a name: draw a box round the point'})")
+    if name in ("", "background") or not name.isprintable() or len(node.findall("name")) != 1:
+        raise ValueError(f"{what} needs one name, of letters that can be seen, not background")
+    box_list = list(node.iter("bndbox"))  # also those of an <object>'s parts
+    if len(box_list) != 1 or box_list[0] not in list(node):
+        found = ", ".join(f"<{child.tag}>" for child in node if len(child)) or "a name alone"
+        raise ValueError(f"{what} holds {len(box_list)} <bndbox> in place of one (found: {found})")
     text_list = [[child.text for child in box_list[0].findall(side)] for side in SIDE_LIST]
     try:
         box = [float(text) for text, in text_list]  # each side stands there once
@@ -100,25 +90,29 @@ def find_centre(low: float, high: float, length: int, side: float) -> float:
 
 
 def place_points(example_list: list[dict]) -> np.ndarray:
-    """Give every keypoint its "x" and "y". Returns the usual box's width and height, in px.
+    """Give every keypoint its "x" and "y", in px of the arrays. Returns the usual box's size.
 
-    The usual box is the median of those that have a size and that no edge has cut.
+    The usual box, `[2]`, is the median of those that have a size and that no edge has cut.
     """
-    side_list = [(xmax - xmin, ymax - ymin) for example in example_list
-                 for xmin, ymin, xmax, ymax in (point["box"] for point in example["keypoints"])
-                 if xmin < xmax and min(xmin, ymin) > 1 and xmax < example["size"][0] - 1
-                 and ymax < example["size"][1] - 1]
-    width, height = np.median(side_list or [(BOX_SIDE, BOX_SIDE)], axis=0)
+    side_list = []
     for example in example_list:
+        width, height = example["size"]
+        for xmin, ymin, xmax, ymax in (point["box"] for point in example["keypoints"]):
+            if xmin < xmax and min(xmin, ymin) > 1 and xmax < width - 1 and ymax < height - 1:
+                side_list.append((xmax - xmin, ymax - ymin))
+    usual_1d_array = np.median(side_list or [(BOX_SIDE, BOX_SIDE)], axis=0)
+    for example in example_list:
+        (width, height), (new_width, new_height) = example["size"], example["scaled_size"]
         for point in example["keypoints"]:
             xmin, ymin, xmax, ymax = point["box"]
-            point["x"] = find_centre(xmin, xmax, example["size"][0], width)
-            point["y"] = find_centre(ymin, ymax, example["size"][1], height)
+            x = find_centre(xmin, xmax, width, usual_1d_array[0])
+            y = find_centre(ymin, ymax, height, usual_1d_array[1])
             if xmin == xmax:
                 example["notes"].append("labels without a size, taken as points")
-            elif (point["x"], point["y"]) != ((xmin + xmax) / 2, (ymin + ymax) / 2):
+            elif (x, y) != ((xmin + xmax) / 2, (ymin + ymax) / 2):
                 example["notes"].append("boxes cut by the edge, completed from their whole sides")
-    return np.array([width, height])
+            point["x"], point["y"] = x * new_width / width, y * new_height / height
+    return usual_1d_array
 
 
 def to_label_array(example_list: list[dict], category_list: list[str]) -> np.ndarray:
@@ -127,15 +121,14 @@ def to_label_array(example_list: list[dict], category_list: list[str]) -> np.nda
     for index, example in enumerate(example_list):
         cell_set, (width, height) = set(), example["scaled_size"]
         for point in example["keypoints"]:
-            x = point["x"] * width / example["size"][0]
-            y = point["y"] * height / example["size"][1]
+            x, y = point["x"], point["y"]
             # Of a cut box, the point may lie outside: up to REACH it is kept.
             if max(-x, -y, x - width, y - height) >= REACH:
                 example["notes"].append(f"left out: points {REACH} px or more outside")
                 continue
-            if (cell := (x // CELL, y // CELL)) in cell_set:  # a cell answers once
+            if (x // CELL, y // CELL) in cell_set:  # a cell answers once
                 example["notes"].append("keypoints that share a cell: one of them is lost")
-            cell_set.add(cell)
+            cell_set.add((x // CELL, y // CELL))
             row_list.append((index, category_list.index(point["class"]), x, y))
     return np.array(row_list, np.float32).reshape(-1, 4)
 
@@ -153,66 +146,58 @@ def write_labelimg_xml(path: Path, image_name: str, width: int, height: int,
             "<segmented>0</segmented>\n")
     for keypoint in keypoint_list:
         xmin, ymin, xmax, ymax = keypoint["box"]
-        cut_box = [max(xmin, 0), max(ymin, 0), min(xmax, width), min(ymax, height)]
-        corners = "".join(f"<{tag}>{value:.2f}</{tag}>" for tag, value in zip(SIDE_LIST, cut_box))
-        truncated = int(cut_box != list(keypoint["box"]))
+        box = [max(xmin, 0), max(ymin, 0), min(xmax, width), min(ymax, height)]
+        sides = "".join(f"<{side}>{value:.2f}</{side}>" for side, value in zip(SIDE_LIST, box))
         text += (f"<object><name>{escape(keypoint['class'])}</name><pose>Unspecified</pose>\n"
-                 f"<truncated>{truncated}</truncated><difficult>0</difficult>\n"
-                 f"<bndbox>{corners}</bndbox></object>\n")
+                 f"<truncated>{int(box != list(keypoint['box']))}</truncated>"
+                 f"<difficult>0</difficult>\n<bndbox>{sides}</bndbox></object>\n")
     with replacing(path) as temporary:
         temporary.write_text(f"{text}</annotation>\n", encoding="utf-8")
 
 
 # ---------------------------------------------------------------- splits and arrays
 
-def split_by_name(example_list: list[dict], seed: int, *share_list: float) -> list[list[dict]]:
-    """Deal examples into parts of the given shares, at least one each; the last part is the rest.
+def split_off(example_list: list[dict], seed: int, limit: float, keep: int) -> tuple:
+    """Part examples in two: those whose number lies below `limit`, and the others.
 
-    A checksum of name and seed decides, not a shuffle: images that are added move none of the
-    others from one split to another.
+    The number is a checksum of seed and file name, no shuffle: images that are added move none
+    of the others from one split to another. At least one is taken, and `keep` are left.
     """
     def number_of(example) -> float:  # 0 to 1, as good as random
         return zlib.crc32(f"{seed} {example['path'].name}".encode()) / 2 ** 32
 
-    rest_list, part_list, limit = sorted(example_list, key=number_of), [], 0.0
-    for later, share in zip(range(len(share_list), 0, -1), share_list):
-        limit += share
-        count = sum(number_of(example) < limit for example in rest_list)
-        count = max(1, min(count, len(rest_list) - later))  # one for each that is still to come
-        part_list.append(rest_list[:count])
-        rest_list = rest_list[count:]
-    return [sorted(part, key=lambda example: example["path"]) for part in (*part_list, rest_list)]
+    ordered_list = sorted(example_list, key=number_of)
+    count = sum(number_of(example) < limit for example in ordered_list)
+    count = max(1, min(count, len(ordered_list) - keep))
+    return ordered_list[:count], ordered_list[count:]
 
 
 def make_splits(folder_dict: dict, seed: int) -> dict:
     """{"train": examples, "val": ..., "test": ...} of {split, or "" for all: examples}."""
-    if "" in folder_dict:
-        test_list, val_list, train_list = split_by_name(
-            folder_dict[""], seed, TEST_SHARE, VAL_SHARE)
-        return {"train": train_list, "val": val_list, "test": test_list}
-    if "val" not in folder_dict:
-        val_list, train_list = split_by_name(folder_dict["train"], seed, 0.1)
-        return {"train": train_list, "val": val_list, "test": folder_dict["test"]}
-    return {split: folder_dict[split] for split in SPLIT_LIST}
+    split_dict, val_limit = dict(folder_dict), VAL_OF_TRAIN
+    if "" in split_dict:
+        split_dict["test"], split_dict["train"] = split_off(split_dict[""], seed, TEST_SHARE, 2)
+        val_limit = TEST_SHARE + VAL_SHARE  # those below TEST_SHARE are taken
+    if "val" not in split_dict:
+        split_dict["val"], split_dict["train"] = split_off(split_dict["train"], seed, val_limit, 1)
+    return {split: sorted(split_dict[split], key=lambda example: example["path"])
+            for split in SPLIT_LIST}
 
 
-def pack_images(path: Path, example_list: list[dict], height: int, width: int,
-                scale: float) -> list[int]:
-    """Write uint8 `[N, height, width, 3]`; returns a checksum of each image's pixels.
-
-    The array is a file that is mapped into memory: memory stays flat. Two threads a core decode:
-    Pillow lets go of Python's lock (GIL) while it does.
-    """
+def pack_images(path: Path, example_list: list[dict], dataset_dict: dict) -> list[int]:
+    """Write uint8 `[N, height, width, 3]`; returns a checksum of each image's pixels."""
+    shape = len(example_list), dataset_dict["height"], dataset_dict["width"], 3
     with replacing(path) as temporary:
-        images_4d_array = np.lib.format.open_memmap(
-            temporary, "w+", np.uint8, (len(example_list), height, width, 3))
+        # A file mapped into memory: memory stays flat, however many images there are.
+        images_4d_array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
 
         def pack(index: int) -> int:
-            image_3d_array = resize_image(read_image(example_list[index]["path"]), scale)
-            images_4d_array[index] = pad_image(image_3d_array, height, width)
+            image_3d_array = read_image(example_list[index]["path"])
+            image_3d_array = resize_image(image_3d_array, dataset_dict["scale"])
+            images_4d_array[index] = pad_image(image_3d_array, *shape[1:3])
             return zlib.crc32(image_3d_array)
 
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock (GIL)
             checksum_list = list(pool.map(pack, range(len(example_list))))
         del images_4d_array  # closes the file, which Windows wants before it is renamed
     return checksum_list
@@ -220,26 +205,25 @@ def pack_images(path: Path, example_list: list[dict], height: int, width: int,
 
 def describe(split_dict: dict, scale: float) -> dict:
     """What dataset.json says of names, sizes and boxes; gives the keypoints their places."""
+    def most_of(example: dict) -> int:  # keypoints of one class
+        return max(Counter(point["class"] for point in example["keypoints"]).values(), default=0)
+
     all_list = sum(split_dict.values(), [])
     name_set = {point["class"] for example in all_list for point in example["keypoints"]}
-    most_of_a_class = 0  # in a training image: it decides how decode (02) works
-    for split, example_list in split_dict.items():  # train comes first
+    most_of_a_class = max(map(most_of, split_dict["train"]))  # it decides how decode (02) works
+    width, height = np.max([example["scaled_size"] for example in all_list], axis=0).tolist()
+    dataset_dict = {
+        "category_list": ["background", *sorted(name_set)], "scale": scale,
+        "max_per_class": most_of_a_class,
+        "box_size": (scale * place_points(all_list)).round(2).tolist(),
+        "height": -(-height // CELL) * CELL, "width": -(-width // CELL) * CELL}  # whole cells
+    for split, example_list in split_dict.items():
+        dataset_dict[split] = {"file_list": [example["path"].name for example in example_list],
+                               "size_list": [example["scaled_size"] for example in example_list]}
         for example in example_list:
-            count_dict = Counter(point["class"] for point in example["keypoints"])
-            most = max(count_dict.values(), default=0)
-            if split == "train":
-                most_of_a_class = max(most_of_a_class, most)
-            if most > (1 if split == "train" else most_of_a_class):
-                example["notes"].append(f"{most} of a class in a {split} image")
-    size_list = [example["scaled_size"] for example in all_list]
-    return {"category_list": ["background", *sorted(name_set)], "scale": scale,
-            "max_per_class": most_of_a_class,
-            "box_size": (scale * place_points(all_list)).round(2).tolist(),
-            "height": -(-max(height for _, height in size_list) // CELL) * CELL,
-            "width": -(-max(width for width, _ in size_list) // CELL) * CELL,
-            **{split: {"file_list": [example["path"].name for example in example_list],
-                       "size_list": [example["scaled_size"] for example in example_list]}
-               for split, example_list in split_dict.items()}}
+            if most_of(example) > (1 if split == "train" else most_of_a_class):
+                example["notes"].append(f"{most_of(example)} of a class in a {split} image")
+    return dataset_dict
 
 
 # ---- The lesson ends here; what follows makes it comfortable to use.
@@ -252,26 +236,28 @@ def check_frame(root, width: int, height: int) -> None:
         if len(child) and child.tag not in ("object", "size", "source", "owner"):
             raise ValueError(f"holds <{child.tag[:40]}>, which is no part of Pascal VOC")
     text_list = [(root.findtext(f"size/{tag}") or "").strip() for tag in ("width", "height")]
-    said = [0.0 if text in ("", "None") else float(text) for text in text_list]  # 0: not said
-    is_so, is_swapped = (all(number in (0, side) for number, side in zip(said, sides))
-                         for sides in ((width, height), (height, width)))
-    if not is_so:
-        reason = ("width and height are swapped (so does a tool that ignores the EXIF tag which "
-                  "turns the image)" if is_swapped else "was it scaled after labelling?")
-        raise ValueError(f"says {said[0]:g} x {said[1]:g} px, but the image has {width} x "
-                         f"{height}: {reason}")
+    said_list = [0.0 if text in ("", "None") else float(text) for text in text_list]
+    if any(said not in (0, side) for said, side in zip(said_list, (width, height))):  # 0: not said
+        reason = "was it scaled after labelling?"
+        if said_list == [height, width]:
+            reason = "swapped, as by a tool that ignores the EXIF tag which turns the image"
+        raise ValueError(f"says {said_list[0]:g} x {said_list[1]:g} px, but the image has "
+                         f"{width} x {height}: {reason}")
 
 
 def check_box(box: list[float], what: str, width: int, height: int) -> None:
     """Raises ValueError for a box that cannot be right. A box of no size is a point, and good."""
     xmin, ymin, xmax, ymax = box
-    if width > 1 and height > 1 and 0 <= min(box) and max(box) <= 1:
-        raise ValueError(f"{what} lies at {box}: these are shares of the image, not px")
-    if not (xmin <= xmax and ymin <= ymax) or (xmin == xmax) != (ymin == ymax):
-        raise ValueError(f"{what} at {box} is no box: xmin must lie below xmax, ymin below ymax")
-    # LabelImg may go a pixel beyond the edge. NaN makes every comparison false.
-    if not (min(xmin, ymin) >= -1 and xmax <= width + 1 and ymax <= height + 1):
-        raise ValueError(f"{what} at {box} is not inside of the image's {width} x {height} px")
+    for is_wrong, why in [
+            (min(width, height) > 1 and 0 <= min(box) and max(box) <= 1,
+             "these are shares of the image, not px"),
+            (not (xmin <= xmax and ymin <= ymax) or (xmin == xmax) != (ymin == ymax),
+             "xmin must lie below xmax, ymin below ymax"),
+            # LabelImg may go a pixel beyond the edge. NaN makes every comparison false.
+            (not (min(xmin, ymin) >= -1 and xmax <= width + 1 and ymax <= height + 1),
+             f"not inside of the image's {width} x {height} px")]:
+        if is_wrong:
+            raise ValueError(f"{what} at {box}: {why}")
 
 
 def find_folders(source: Path) -> dict[str, Path]:
@@ -279,8 +265,8 @@ def find_folders(source: Path) -> dict[str, Path]:
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; --source needs images and their XML")
     folder_dict = {}
-    for path in sorted(path for path in source.iterdir() if path.is_dir()):
-        split = FOLDER_DICT.get(path.name.lower())
+    for path in sorted(source.iterdir()):
+        split = FOLDER_DICT.get(path.name.lower()) if path.is_dir() else None
         if split in folder_dict:
             raise UserError(f"{source}: {folder_dict[split].name}/ and {path.name}/ are both for "
                             f"{split}; put their images into one")
@@ -292,54 +278,44 @@ def find_folders(source: Path) -> dict[str, Path]:
     return folder_dict or {"": source}
 
 
-def loose_stem(path: Path) -> str:
-    """What the names of an image and its label share, however they are spelled.
-
-    >>> {loose_stem(Path(name)) for name in ("A.JPG", "a.jpg.xml", "A.xml.xml", "a.txt")}
-    {'a'}
-    """
-    name = unicodedata.normalize("NFC", path.name).casefold()
-    while Path(name).suffix in {".xml", ".txt", ".json", ".heic", ".gif", *IMAGE_SUFFIXES}:
-        name = name[:-len(Path(name).suffix)]
-    return name.strip()
-
-
 def find_pairs(folder: Path, problem_list: list[str]) -> list[tuple[Path, Path]]:
     """(image, XML) of a folder; to problem_list comes a sentence for whatever nearly is a pair."""
-    group_dict, pair_list = {}, []
+    group_dict, pair_list = {}, []  # one group: A.JPG, a.jpg.xml, A.xml.xml, a.txt
     for path in sorted(path for path in folder.glob("[!.]*") if path.is_file()):
-        group_dict.setdefault(loose_stem(path), []).append(path)
+        name = unicodedata.normalize("NFC", path.name).casefold()
+        while Path(name).suffix in {".xml", ".txt", ".json", ".heic", ".gif", *IMAGE_SUFFIXES}:
+            name = Path(name).stem
+        group_dict.setdefault(name.strip(), []).append(path)
     for group in group_dict.values():
         image_list = [path for path in group if path.suffix.lower() in IMAGE_SUFFIXES]
         xml_list = [path for path in group if path.suffix.lower() == ".xml"]
-        first, stem_set = group[0], {path.stem for path in image_list + xml_list}
+        stem_set = {path.stem for path in image_list + xml_list}
         if len(image_list) == len(xml_list) == len(stem_set) == 1:
             pair_list.append((image_list[0], xml_list[0]))
-        elif len(group) > 1 and stem_set:
+        elif stem_set:
+            problem = "has no image beside it; bring the image back"
+            if len(group) > 1:
+                problem = ("which belongs to which? An image (.jpg, .png) and an .xml (Pascal "
+                           "VOC), spelled alike, are a pair; mend names, or save in these formats")
+            elif image_list:
+                problem = f"has no {group[0].stem}.xml beside it; bring it here, or label the image"
             names = ", ".join(ascii(path.name)[1:-1] for path in group)
-            problem_list.append(f"{folder}: {names}: which belongs to which? An image (.jpg, .png) "
-                                "and an .xml (Pascal VOC), spelled alike, are a pair; mend their "
-                                "names, or save them in these formats")
-        elif image_list:
-            problem_list.append(f"{first}: has no {first.stem}.xml beside it; bring it here, or "
-                                "label the image")
-        elif xml_list:
-            problem_list.append(f"{first}: has no image beside it; bring the image back")
+            problem_list.append(f"{folder / names}: {problem}")
     return pair_list
 
 
 def count_unused(source: Path, folder_list: list[Path]) -> str:
     """What lies below `source` and is no image or XML of the folders: "14 .txt in labels/"."""
     count_dict = Counter()
-    for path in sorted(path for path in source.rglob("*") if path.is_file()):
-        kind, inside = path.suffix.lower(), path.relative_to(source)
-        is_image = kind in IMAGE_SUFFIXES
-        is_read = path.parent in folder_list and (is_image or kind == ".xml")
-        if not is_read and not any(part.startswith(".") for part in inside.parts):
-            kind = "images" if is_image else f"{kind or path.name} files"
+    for path in sorted(source.rglob("*")):
+        inside, suffix = path.relative_to(source), path.suffix.lower()
+        is_hidden = any(part.startswith(".") for part in inside.parts)
+        is_read = path.parent in folder_list and suffix in {".xml", *IMAGE_SUFFIXES}
+        if path.is_file() and not is_hidden and not is_read:
+            kind = "images" if suffix in IMAGE_SUFFIXES else f"{suffix or path.name} files"
             count_dict[f"{kind} in {inside.parent.as_posix()}/"] += 1
-    found = ", ".join(f"{count} {what}" for what, count in count_dict.most_common(6))
-    return found + (f" and {len(count_dict) - 6} more kinds" if len(count_dict) > 6 else "")
+    found_list = [f"{count} {what}" for what, count in count_dict.most_common()]
+    return ", ".join(found_list[:6]) + (", ..." if len(found_list) > 6 else "")
 
 
 def read_source(source: Path, scale: float, skip_bad: bool) -> dict:
@@ -347,23 +323,23 @@ def read_source(source: Path, scale: float, skip_bad: bool) -> dict:
     folder_dict, problem_list, example_dict = find_folders(source), [], {}
     pairs_dict = {split: find_pairs(folder, problem_list) for split, folder in folder_dict.items()}
     if not any(pairs_dict.values()):
-        example = next((problem for problem in problem_list if ".xml: which" in problem), "")
-        raise UserError(f"{source}: no image has its XML beside it; put them side by side, a.jpg "
-                        "and a.xml, in this folder or in its train/, val/ and test/ (labels in "
-                        "YOLO's .txt or in .json: let the label tool save Pascal VOC); found: "
-                        f"{count_unused(source, []) or 'nothing'}{example and '; '}{example[:250]}")
+        example_list = [problem for problem in problem_list if ".xml: which" in problem][:1]
+        found_list = [count_unused(source, []) or "nothing", *example_list]
+        raise UserError(f"{source}: no image has its XML (Pascal VOC, not YOLO's .txt nor .json) "
+                        "beside it; put a.jpg and a.xml side by side, in this folder or in its "
+                        f"train/, val/ and test/; found: {'; '.join(found_list)}")
     if found := count_unused(source, list(folder_dict.values())):
         print(f"not used: {found}")
-    with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
+    with ThreadPoolExecutor() as pool:
         for split, pair_list in pairs_dict.items():
             print(f"reading {len(pair_list)} images{split and ' of '}{split}", flush=True)
             result_list = list(pool.map(lambda pair: read_example(*pair, scale), pair_list))
             example_dict[split] = [result for result in result_list if isinstance(result, dict)]
             problem_list += [result for result in result_list if isinstance(result, str)]
-    for problem in problem_list[:20]:
+    for problem in problem_list[:50]:
         print(f"bad{', left out' if skip_bad else ''}: {problem}")
-    if len(problem_list) > 20:
-        print(f"... and {len(problem_list) - 20} more")
+    if len(problem_list) > 50:
+        print(f"... and {len(problem_list) - 50} more like these")
     if problem_list and not skip_bad:
         raise UserError(f"{source}: {len(problem_list)} bad files, listed above; mend them, or "
                         "leave them out with --skip-bad")
@@ -393,12 +369,13 @@ def read_example(path: Path, xml_path: Path, scale: float) -> dict | str:
 def report(split_dict: dict, label_dict: dict, dataset_dict: dict) -> None:
     """A table of the splits, and all that a user should know, with names of images."""
     name_list, (width, height) = dataset_dict["category_list"], dataset_dict["box_size"]
-    print_table([("", *split_dict), ("images", *map(len, split_dict.values())), (
-        "without a keypoint", *(sum(not example["keypoints"] for example in example_list)
-                                for example_list in split_dict.values()))]
-        + [(name, *(int((label_2d_array[:, 1] == class_id).sum())
-                    for label_2d_array in label_dict.values()))
-           for class_id, name in enumerate(name_list) if class_id])
+    column_list = [("", "images", "without a keypoint", *name_list[1:])]
+    for split, example_list in split_dict.items():
+        empty = sum(not example["keypoints"] for example in example_list)
+        class_id_list = label_dict[split][:, 1].tolist()
+        column_list.append((split, len(example_list), empty, *(
+            class_id_list.count(class_id) for class_id in range(1, len(name_list)))))
+    print_table(zip(*column_list))
     print(f"boxes are {width:g} x {height:g} px; a training image holds at most "
           f"{dataset_dict['max_per_class']} of a class")
     if not 20 <= (width + height) / 2 <= 45:
@@ -422,35 +399,35 @@ def report(split_dict: dict, label_dict: dict, dataset_dict: dict) -> None:
               + (", ..." if len(file_list) > 3 else ""))
 
 
-def draw_contact_sheet(path: Path, dataset_dict: dict, images_4d_array, label_2d_array) -> None:
+def draw_contact_sheet(data_folder: Path, dataset_dict: dict, label_2d_array) -> None:
     """Up to fifty training keypoints close up, class by class, with file name and class."""
-    order_1d_array = np.argsort(label_2d_array[:, 1], kind="stable")
-    chosen_1d_array = np.linspace(0, len(order_1d_array) - 1, min(50, len(order_1d_array)))
-    name_list, reach = names_to_draw(dataset_dict["category_list"]), 1.5 * max(
-        dataset_dict["box_size"])  # px
-    rows = -(-len(chosen_1d_array) // 10)
-    figure = Figure(figsize=(15, 2 * rows + 0.6), layout="constrained")
-    figure.suptitle(f"{len(chosen_1d_array)} of {len(label_2d_array)} training keypoints")
-    for number, chosen in enumerate(order_1d_array[chosen_1d_array.astype(int)], start=1):
-        index, class_id, x, y = label_2d_array[chosen]
+    images_4d_array = np.load(data_folder / "train_images.npy", mmap_mode="r")
+    name_list = names_to_draw(dataset_dict["category_list"])
+    reach = 1.5 * max(dataset_dict["box_size"])  # px
+    label_2d_array = label_2d_array[np.argsort(label_2d_array[:, 1], kind="stable")]
+    count = min(50, len(label_2d_array))
+    figure = Figure(figsize=(15, 2 * -(-count // 10) + 0.6), layout="constrained")
+    figure.suptitle(f"{count} of {len(label_2d_array)} training keypoints")
+    row_1d_array = np.linspace(0, len(label_2d_array) - 1, count).astype(int)
+    for number, (index, class_id, x, y) in enumerate(label_2d_array[row_1d_array], start=1):
         left, top = max(0, int(x - reach)), max(0, int(y - reach))
         part_3d_array = images_4d_array[int(index), top:int(y + reach) + 1, left:int(x + reach) + 1]
         height, width = part_3d_array.shape[:2]
-        axes = figure.add_subplot(rows, 10, number, facecolor="grey")
+        axes = figure.add_subplot(-(-count // 10), 10, number, facecolor="grey")
         axes.imshow(part_3d_array, extent=(left, left + width, top + height, top))
         axes.plot(x, y, "+", color=COLOUR_LIST[int(class_id) % len(COLOUR_LIST)], markersize=24)
         axes.set(xlim=(x - reach, x + reach), ylim=(y + reach, y - reach), xticks=[], yticks=[])
         words = f"{dataset_dict['train']['file_list'][int(index)]} {name_list[int(class_id)]}"
         words = textwrap.fill(words.encode("ascii", "replace").decode(), 22)
         axes.set_title(words, fontsize=7, parse_math=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    (data_folder / "results").mkdir(exist_ok=True)
+    figure.savefig(data_folder / "results" / "contact_sheet.png", dpi=110)
 
 
 def write_arrays(data_folder: Path, split_dict: dict, label_dict: dict, dataset_dict: dict) -> None:
     """Write the arrays, the contact sheet and, last, dataset.json."""
-    height, width = dataset_dict["height"], dataset_dict["width"]
-    need = sum(map(len, split_dict.values())) * height * width * 3  # bytes
+    image_bytes = dataset_dict["height"] * dataset_dict["width"] * 3
+    need = sum(map(len, split_dict.values())) * image_bytes
     data_folder.mkdir(parents=True, exist_ok=True)
     # A mapped file that meets a full disk would end the program without a word.
     if need > (free := shutil.disk_usage(data_folder).free):
@@ -462,41 +439,34 @@ def write_arrays(data_folder: Path, split_dict: dict, label_dict: dict, dataset_
     path.unlink(missing_ok=True)  # where it is, the arrays belong to it
     for split, example_list in split_dict.items():
         print(f"packing {len(example_list)} images of {split}", flush=True)
-        dataset_dict[split]["checksum_list"] = pack_images(
-            data_folder / f"{split}_images.npy", example_list, height, width,
-            dataset_dict["scale"])
+        image_path = data_folder / f"{split}_images.npy"
+        checksum_list = pack_images(image_path, example_list, dataset_dict)
         np.save(data_folder / f"{split}_labels.npy", label_dict[split])
-        both_set = set(dataset_dict["train"]["checksum_list"]) & set(
-            dataset_dict[split]["checksum_list"])
+        dataset_dict[split]["checksum_list"] = checksum_list
+        both_set = set(checksum_list) & set(dataset_dict["train"]["checksum_list"])
         if split != "train" and both_set:
             print(f"{len(both_set)} images of {split} are also in train: its figures flatter")
-    images_4d_array = np.load(data_folder / "train_images.npy", mmap_mode="r")
-    draw_contact_sheet(data_folder / "results" / "contact_sheet.png", dataset_dict,
-                       images_4d_array, label_dict["train"])
+    draw_contact_sheet(data_folder, dataset_dict, label_dict["train"])
     write_json(path, dataset_dict)
 
 
 def main() -> None:
     parser = make_parser("Draw or read labelled images, and pack them.", "folder to write to")
-    parser.add_argument("--source", type=Path, help="folder with images and their XML; without it "
-                        "images are drawn")
+    parser.add_argument("--source", type=Path, help="images and their XML; without it, drawn ones")
     parser.add_argument("--pictures", type=int, default=1465, help="how many to draw")
     parser.add_argument("--seed", type=int, default=0, help="of drawing and split")
-    parser.add_argument("--scale", type=float, default=1.0, help="make images so many times as "
-                        "large; for marks that are not about 30 px")
+    parser.add_argument("--scale", type=float, default=1.0, help="of images; marks of 30 px suit")
     parser.add_argument("--skip-bad", action="store_true", help="leave out bad files")
     options = parser.parse_args()
     if not 0.01 <= options.scale <= 10:
         parser.error("--scale must lie between 0.01 and 10")
     source = options.source or options.data / "images"
     if options.source is None:
-        run_script("data/draw_pictures.py", "--pictures", options.pictures, "--seed", options.seed,
-                   "--data", options.data)
-    folder_dict = read_source(source, options.scale, options.skip_bad)
-    split_dict = make_splits(folder_dict, options.seed)
-    for split, example_list in split_dict.items():
-        if not example_list:
-            raise UserError(f"{source}: no image is left for {split}; three are the least")
+        run_script("data/draw_pictures.py", "--data", options.data, "--pictures", options.pictures,
+                   "--seed", options.seed)
+    split_dict = make_splits(read_source(source, options.scale, options.skip_bad), options.seed)
+    if not all(split_dict.values()):
+        raise UserError(f"{source}: train, val and test need an image each that can be used")
     dataset_dict = {"source": str(source), **describe(split_dict, options.scale)}
     label_dict = {split: to_label_array(example_list, dataset_dict["category_list"])
                   for split, example_list in split_dict.items()}

@@ -5,15 +5,13 @@
 Reads   a picture of data/sample; of your own data with --data my_data.
 Writes  data/results/grid.png: the grid laid over the picture, and what each cell should answer.
 Time    a second.
-See     how 1920x320 px become a grid of 60x10 cells with five values each, and how a keypoint comes
-        back out of match and decode.
+See     1920x320 px become 60x10 cells of five values; a keypoint goes through match and decode.
 Next    python 03_train.py trains what stands here.
 
 Every cell of the grid is responsible for 32x32 px. Its prior is its centre, and it answers with
 five values: dx and dy, the offset from the prior to the keypoint, and a score for each class:
-background, keyPoint_1, keyPoint_2. SSD has several maps and several prior boxes per cell, so it
-must compare boxes (IoU), encode widths and heights, and sort out double answers (NMS). Points of
-one size need one map and one prior per cell.
+background, keyPoint_1, keyPoint_2. SSD has several maps and several prior boxes per cell, compares
+boxes (IoU) and sorts out double answers (NMS); points of one size need one prior per cell.
 
 Names say what a thing is: output_4d is a torch tensor of four dimensions, label_2d_array a numpy
 array of two, _list and _dict are Python's; plain numbers have no suffix. [N, 5, 60, 10] is a shape.
@@ -32,9 +30,8 @@ from common import (CELL, COLOUR_LIST, DATA_FOLDER, REACH, UserError, command, m
                     pad_image, read_data_set, read_image, run_main)
 
 # The layers: (kernel, stride, padding, channels out). Five strides of 2 multiply to 32 = CELL.
-# Kernels of down-sampling layers are even: with kernel 4, stride 2 and padding 1 a cell looks
-# exactly where its prior is. A 3x3 kernel with stride 2 looks half a pixel up-left of it, and
-# five in a row look 15.5 px off.
+# Kernels of down-sampling layers are even: then a cell looks exactly where its prior is. A 3x3
+# kernel with stride 2 looks half a pixel up-left of it, and five in a row look 15.5 px off.
 LAYER_LIST = [
     (4, 2, 1, 8),  # 1920x320 -> 960x160
     (4, 2, 1, 16),  # -> 480x80
@@ -54,8 +51,7 @@ ASSIGNMENT_RADIUS = CELL / 2 + REACH  # px, in x and in y; a cell learns keypoin
 class KeypointNet(nn.Module):
     """A plain stack of convolution, BN, ReLU; then a 1x1 convolution, the head.
 
-    Input: `[N, 3, H, W]`, 0 to 255, H and W multiples of 32. Output: `[N, 5, H / 32, W / 32]`: dx
-    and dy in half cells, then the scores of the classes, background first.
+    Input: `[N, 3, H, W]`, 0 to 255, H and W multiples of 32. Output: `[N, 5, H / 32, W / 32]`.
     """
 
     def __init__(self, class_count: int):
@@ -66,8 +62,8 @@ class KeypointNet(nn.Module):
             conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding, bias=False)
             layer_list += [conv, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
             channels_in = channels_out
-        # A layer that is an attribute is registered: parameters(), to(device) and state_dict()
-        # find it. In a plain Python list it would be overlooked, and never trained, moved or saved.
+        # As an attribute a layer is registered: parameters(), to(device) and state_dict() find it.
+        # In a plain Python list it would never be trained, moved or saved.
         self.body = nn.Sequential(*layer_list)
         self.head = nn.Conv2d(channels_in, 2 + class_count, kernel_size=1)
         # Weights in memory as images are, channels last: 1.3 times as fast on a processor.
@@ -77,7 +73,21 @@ class KeypointNet(nn.Module):
         """What network(images_4d) does: PyTorch calls this."""
         # No division by 255: the first BN divides by each channel's spread, and undoes any factor.
         feature_4d = self.body(images_4d.float())  # [N, 128, 60, 10]
-        return self.head(feature_4d)  # [N, 5, 60, 10]
+        return self.head(feature_4d)  # [N, 5, 60, 10]: dx and dy in half cells, then the scores
+
+
+def receptive_field(layer_list=None) -> tuple[int, int, float]:
+    """What a cell sees: side, px from cell to cell, middle of the first (Dumoulin and Visin, 2016).
+
+    >>> receptive_field([(3, 2, 1, 8)] * 5)  # 3x3 with stride 2: centre 0.5, but the prior is at 16
+    (63, 32, 0.5)
+    """
+    size, jump, centre = 1, 1, 0.5  # a pixel sees itself; the first pixel's middle is at 0.5
+    for kernel, stride, padding, *_ in layer_list or LAYER_LIST:
+        size += (kernel - 1) * jump
+        centre += ((kernel - 1) / 2 - padding) * jump
+        jump *= stride
+    return size, jump, centre
 
 
 def make_priors(rows: int, columns: int, device="cpu") -> torch.Tensor:
@@ -100,10 +110,9 @@ def match(label_2d_array: np.ndarray, image_count: int, rows: int, columns: int)
     label_2d_array: `[M, 4]`, a row a keypoint: image, class id, x, y in px. Returns gt_offset
     `[N, 2, rows, columns]`, float32, px, and gt_class_id `[N, rows, columns]`, int64, 0 background.
 
-    The cell that a keypoint lies in learns it. Where it lies within 8 px of a border, the cell on
-    the other side learns it, too, since it looks much the same from there: one label teaches one,
-    two or four cells. Where two keypoints compete for a cell, the nearer to its prior wins. A
-    keypoint just outside of the grid teaches the cells along the rim in the same way.
+    The cell that a keypoint lies in learns it, and so does a cell whose border is less than 8 px
+    away, since it looks much the same from there: one label teaches one, two or four cells. Where
+    two keypoints compete for a cell, the nearer to its prior wins.
 
     >>> gt_offset, gt_class_id = match(np.array([[0, 2, 39, 20]]), 1, 2, 3)
     >>> gt_class_id[0].tolist()  # it lies at row 0, column 1, near the border to column 0 ...
@@ -136,8 +145,7 @@ def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0
     Where it is 1, the best cell of each class answers; else each cell that beats its neighbours.
     """
     # softmax makes probabilities of scores: exp(score) / sum of exp over the cell's classes. Scores
-    # 0, 3, 1 give 1 + 20.1 + 2.7 = 23.8, so 0.04, 0.84, 0.11. dim=1 is where the classes lie; over
-    # dim=2 cells would compete with each other.
+    # 0, 3, 1 give 1 + 20.1 + 2.7 = 23.8, so 0.04, 0.84, 0.11. dim=1 is where the classes lie.
     score_4d = output_4d[:, 2:].softmax(dim=1)[:, 1:]  # [N, 2, 60, 10]; background is left out
     priors_3d = make_priors(*score_4d.shape[2:], output_4d.device)  # [2, 60, 10]
     place_4d = priors_3d + output_4d[:, :2] * OFFSET_UNIT  # [N, 2, 60, 10]
@@ -159,44 +167,27 @@ def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0
 def local_maxima(score_2d: torch.Tensor) -> torch.Tensor:
     """Indices `[K]` of the cells that beat their eight neighbours, counted row by row.
 
-    This is a non-maximum suppression of scores, as in CenterNet. Cells may share a score, a sure
-    network gives exactly 1; they never share an index.
+    A non-maximum suppression of scores, as in CenterNet. A sure network gives several cells a score
+    of exactly 1, so indices are compared: no two cells share one.
     """
     _, best_4d = nn.functional.max_pool2d(score_2d[None, None], 3, stride=1, padding=1,
                                           return_indices=True)  # [1, 1, 60, 10]
     best_1d = best_4d.flatten()  # for each cell the index of the best of the nine
-    index_1d = torch.arange(len(best_1d), device=best_1d.device)
+    index_1d = torch.arange(best_1d.numel(), device=best_1d.device)
     return index_1d[(best_1d == index_1d) & (score_2d.flatten() > 0)]
 
 
 def answers_inside(place_3d: torch.Tensor, priors_3d: torch.Tensor) -> torch.Tensor:
     """Which cells answer with a place inside themselves, bool `[60, 10]`.
 
-    A cell between keypoints A and B may point to A, outside of itself, with the highest score: it
-    would silence the cells of both. So, with several of a class, only answers inside their own
-    cell compete: on crowded images recall rose from 0.950 to 0.965. 2 px more are allowed, since on
-    a border either side may answer, and beyond the grid counts as on its rim.
+    A cell between keypoints A and B may point to A, outside of itself, with the highest score, and
+    silence the cells of both. So only answers inside their own cell compete: on crowded images
+    recall rose from 0.950 to 0.965. 2 px more are allowed, since on a border either side may
+    answer, and beyond the grid counts as on its rim.
     """
-    _, rows, columns = place_3d.shape
-    x_2d, y_2d = place_3d[0].clamp(0, columns * CELL), place_3d[1].clamp(0, rows * CELL)
-    far_2d = (x_2d - priors_3d[0]).abs().maximum((y_2d - priors_3d[1]).abs())  # px, [60, 10]
-    return far_2d <= CELL / 2 + 2
-
-
-def receptive_field(layer_list=None) -> tuple[int, int, float]:
-    """What a cell sees (side, px), px from cell to cell, and where the first cell looks (px).
-
-    The rules of Dumoulin and Visin, "A guide to convolution arithmetic".
-
-    >>> receptive_field([(3, 2, 1, 8)] * 5)  # 3x3 with stride 2: centre 0.5, but the prior is at 16
-    (63, 32, 0.5)
-    """
-    size, jump, centre = 1, 1, 0.5  # a pixel sees itself; the first pixel's middle is at 0.5
-    for kernel, stride, padding, *_ in layer_list or LAYER_LIST:
-        size += (kernel - 1) * jump
-        centre += ((kernel - 1) / 2 - padding) * jump
-        jump *= stride
-    return size, jump, centre
+    corner_3d = priors_3d[:, -1:, -1:] + CELL / 2  # [2, 1, 1]: width and height of the grid
+    far_3d = (place_3d.clamp(min=0).minimum(corner_3d) - priors_3d).abs()  # [2, 60, 10], px
+    return far_3d.amax(dim=0) <= CELL / 2 + 2
 
 
 # ---------------------------------------------------------------- using a trained network
@@ -204,18 +195,17 @@ def receptive_field(layer_list=None) -> tuple[int, int, float]:
 def fold_batch_norm(network: KeypointNet) -> KeypointNet:
     """A copy of a trained network for use: each BN goes into the convolution before it.
 
-    In evaluation mode BN is (x - mean) / sqrt(variance + eps) x weight + bias: a factor and a
-    summand per channel. A convolution is linear, so the factor goes into its weights and the
-    summand becomes its bias: the same for less work.
+    In evaluation mode BN is (x - mean) / sqrt(variance + eps) x weight + bias: a factor, which goes
+    into the convolution's weights, and a summand, which becomes its bias.
     """
     folded = copy.deepcopy(network).eval()
-    layer_list = list(folded.body)
-    for conv, norm in zip(layer_list[::3], layer_list[1::3]):
+    body, layer_list = folded.body, []
+    for conv, norm, relu in zip(body[::3], body[1::3], body[2::3]):
         factor_1d = norm.weight / torch.sqrt(norm.running_var + norm.eps)  # [channels out]
         conv.weight.data *= factor_1d[:, None, None, None]
         conv.bias = nn.Parameter(norm.bias - norm.running_mean * factor_1d)
-    folded.body = nn.Sequential(*(layer for layer in layer_list
-                                  if not isinstance(layer, nn.BatchNorm2d)))
+        layer_list += [conv, relu]
+    folded.body = nn.Sequential(*layer_list)
     return folded
 
 
@@ -228,8 +218,7 @@ def load_weights(data_folder: Path) -> tuple[KeypointNet, dict]:
     """The data folder's network in evaluation mode, and what it knows of its data.
 
     That is "category_list", "box_size" (px), "max_per_class", "scale" and "checksum_list" (of the
-    images it learned from). weights_only=True reads tensors and plain values and executes nothing
-    that a file may hold. Raises UserError.
+    images it learned from). weights_only=True executes nothing that a file may hold.
     """
     path = data_folder / "weights.pt"
     if not path.exists() and data_folder.resolve() == DATA_FOLDER.resolve():
@@ -244,10 +233,9 @@ def load_weights(data_folder: Path) -> tuple[KeypointNet, dict]:
         raise  # run_main says so
     except Exception as error:  # damaged bytes can raise nearly anything
         reason = f"not weights of this network ({' '.join(str(error).split())[:90]})"
-        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            reason = error.strerror  # of a file cut off torch says "Invalid argument"
-        raise UserError(f"{path}: {reason}; train with {command('03_train.py', data_folder)}, or "
-                        "name another folder with --data") from None
+        raise UserError(f"{path}: {reason if path.exists() else 'no such file'}; train with "
+                        f"{command('03_train.py', data_folder)}, or name another folder with "
+                        "--data") from None
     print(f"using {path}")
     return network.to(pick_device()).eval(), about_dict
 
@@ -279,24 +267,23 @@ def find_keypoints(network: KeypointNet, about_dict: dict, image_3d_array: np.nd
 
 # ---- The lesson ends here; what follows makes it comfortable to use.
 
+@torch.no_grad()  # nothing is kept for a backward pass
 def show_shapes(image_3d_array: np.ndarray) -> None:
     """Push an image through an untrained network and print the shape after every convolution."""
-    print(f"an image as numpy reads it:         {image_3d_array.dtype} "
-          f"{list(image_3d_array.shape)}  height, width, RGB")
+    print("an image as numpy reads it:        ", image_3d_array.dtype, list(image_3d_array.shape),
+          " height, width, RGB")
     # copy(): from_numpy shares the memory, and a mapped array must not be written to. permute moves
     # no byte; [None] adds a dimension. .device: "cpu", or "cuda:0" after .to("cuda").
     image_4d = torch.from_numpy(image_3d_array.copy()).permute(2, 0, 1)[None]  # [1, 3, 1920, 320]
-    print(f"as a batch of one for the network:  {image_4d.dtype} {list(image_4d.shape)}"
-          f" on {image_4d.device}\n")
-    network = KeypointNet(class_count=3).eval()
-    feature_4d = image_4d.float()
-    with torch.no_grad():
-        for index, (kernel, stride, padding, _) in enumerate(LAYER_LIST):
-            feature_4d = network.body[3 * index:3 * index + 3](feature_4d)  # conv, BN, ReLU
-            print(f"conv {kernel}x{kernel} stride {stride} padding {padding}"
-                  f"  -> {list(feature_4d.shape)}")
-        output_4d = network.head(feature_4d)  # [1, 5, 60, 10]
-    print(f"head 1x1                      -> {list(output_4d.shape)}: 2 offsets, 3 scores\n")
+    print("as a batch of one for the network: ", image_4d.dtype, list(image_4d.shape), "on",
+          image_4d.device, "\n")
+    network, feature_4d = KeypointNet(class_count=3).eval(), image_4d.float()
+    for index, (kernel, stride, padding, _) in enumerate(LAYER_LIST):
+        feature_4d = network.body[3 * index:3 * index + 3](feature_4d)  # conv, BN, ReLU
+        print(f"conv {kernel}x{kernel} stride {stride} padding {padding}  ->",
+              list(feature_4d.shape))
+    print("head 1x1                      ->", list(network.head(feature_4d).shape),
+          "2 offsets and 3 scores a cell\n")
     size, jump, centre = receptive_field()
     print(f"a cell sees {size}x{size} px; cells are {jump} px apart; "
           f"the first looks at {centre} px, its prior is at {CELL / 2}\n")
@@ -308,9 +295,9 @@ def example(data_folder: Path) -> tuple[np.ndarray, np.ndarray]:
         image_3d_array = read_image(DATA_FOLDER / "sample" / "00226.jpg")
         return image_3d_array, np.array([[0, 2, 157.63, 931.05]])  # as 00226.xml says
     images_4d_array, label_2d_array = read_data_set(data_folder)[1]["train"]
-    label_2d_array = label_2d_array[label_2d_array[:, 0] == label_2d_array[0, 0]]
-    image_3d_array = images_4d_array[int(label_2d_array[0, 0])]
-    return image_3d_array, label_2d_array * (0, 1, 1, 1)  # image 0 of those shown
+    first = int(label_2d_array[0, 0])
+    own_2d_array = label_2d_array[label_2d_array[:, 0] == first]
+    return images_4d_array[first], own_2d_array * (0, 1, 1, 1)  # image 0 of those shown
 
 
 def show_match_and_decode(label_2d_array, gt_offset_4d_array, gt_class_id_3d_array) -> None:
@@ -323,10 +310,9 @@ def show_match_and_decode(label_2d_array, gt_offset_4d_array, gt_class_id_3d_arr
         print(f"  the cell at row {row}, column {column}: {dx:6.2f}, {dy:6.2f} px from its prior "
               f"({(column + 0.5) * CELL:g}, {(row + 0.5) * CELL:g})")
     # What a perfect network would answer. one_hot makes 1, 0 of background and 0, 1 of class 1.
-    offset_4d = torch.from_numpy(gt_offset_4d_array) / OFFSET_UNIT  # [1, 2, 60, 10]
     class_id_3d = torch.from_numpy(gt_class_id_3d_array)  # [1, 60, 10]
     score_4d = 20.0 * nn.functional.one_hot(class_id_3d).permute(0, 3, 1, 2)  # sure: exp(20) to 1
-    output_4d = torch.cat((offset_4d, score_4d), dim=1)  # [1, 4, 60, 10]
+    output_4d = torch.cat((torch.from_numpy(gt_offset_4d_array) / OFFSET_UNIT, score_4d), dim=1)
     result = decode(output_4d, max_per_class=len(label_2d_array))[0]
     for (x, y), class_id, score in zip(*(tensor.tolist() for tensor in result)):
         print(f"decode: class {class_id} at x {x:.2f}, y {y:.2f}, score {score:g}")
@@ -347,12 +333,11 @@ def draw_targets(axes, image_3d_array, gt_offset_3d_array, gt_class_id_2d_array)
     axes.grid(color="white", alpha=0.4)
 
 
-def draw_grid(path: Path, image_3d_array, label_2d_array, gt_offset_3d_array,
-              gt_class_id_2d_array) -> None:
-    """Part of the image round its first keypoint, with what each cell there learns."""
-    height, width = image_3d_array.shape[:2]
-    axes, bars = Figure(figsize=(10, 6), layout="constrained").subplots(
-        1, 2, width_ratios=(7, 3))
+def draw_grid(path: Path, image_3d_array, label_2d_array, *target_list) -> None:
+    """Part of the image round its first keypoint, with what each cell there learns; softmax."""
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    axes, bars = figure.subplots(1, 2, width_ratios=(7, 3))
+    gt_offset_3d_array, gt_class_id_2d_array = (array[0] for array in target_list)
     draw_targets(axes, image_3d_array, gt_offset_3d_array, gt_class_id_2d_array)
     axes.plot(*make_priors(*gt_class_id_2d_array.shape).flatten(1), "w+", markersize=6)
     for row, column in np.argwhere(gt_class_id_2d_array):
@@ -360,32 +345,29 @@ def draw_grid(path: Path, image_3d_array, label_2d_array, gt_offset_3d_array,
         y, side = (row * CELL + 2, "top") if dy > 0 else (row * CELL + 30, "bottom")
         axes.text(column * CELL + 1, y, f"{dx:.1f}, {dy:.1f}", va=side, fontsize=9, clip_on=True,
                   bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.6, "pad": 1})
-    _, _, x, y = label_2d_array[0]
+    (_, _, x, y), (height, width, _) = label_2d_array[0], image_3d_array.shape
     axes.set(xlim=(max(0, x - 112), min(width, x + 112)),
              ylim=(min(height, y + 96), max(0, y - 96)), xlabel="x, px", ylabel="y, px",
              title="coloured cells learn the keypoint (red): class; dx, dy from their prior (+)")
-    score_1d = torch.tensor([0.0, 3.0, 1.0])
-    name_list = ["background", "keyPoint_1", "keyPoint_2"]
+    name_list, score_1d = ["background", "keyPoint_1", "keyPoint_2"], torch.tensor([0.0, 3, 1])
     bars.bar(name_list, score_1d, color="lightgrey", label="score")
-    bars.bar_label(bars.bar(name_list, score_1d.softmax(dim=0), width=0.5, label="probability"),
-                   fmt="%.2f")
+    probability = bars.bar(name_list, score_1d.softmax(dim=0), width=0.5, label="probability")
+    bars.bar_label(probability, fmt="%.2f")
     bars.set(title="softmax of one cell", ylim=(0, 4))
     bars.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    axes.figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-    parser = make_parser("Show the network, match and decode.", "folder with your data")
-    options = parser.parse_args()
-    torch.manual_seed(0)
+    options = make_parser("Show the network, match and decode.", "your data").parse_args()
     image_3d_array, label_2d_array = example(options.data)
     show_shapes(image_3d_array)
-    rows, columns = (side // CELL for side in image_3d_array.shape[:2])
-    targets = match(label_2d_array, 1, rows, columns)
+    height, width, _ = image_3d_array.shape
+    targets = match(label_2d_array, 1, height // CELL, width // CELL)
     show_match_and_decode(label_2d_array, *targets)
     path = options.data / "results" / "grid.png"
-    draw_grid(path, image_3d_array, label_2d_array, *(array[0] for array in targets))
+    draw_grid(path, image_3d_array, label_2d_array, *targets)
     print(f"\nwrote {path}\nnext: {command('03_train.py', options.data)}")
 
 

@@ -6,14 +6,14 @@
 
 Reads   data/dataset.json and the arrays that 01_prepare_data.py wrote.
 Writes  data/weights.pt (to predict with; an earlier run's is kept as weights.old.pt),
-        data/checkpoint.pt (for --resume), data/results/train_crops.png (what the network learns
-        from) and data/results/loss.png.
+        data/checkpoint.pt (for --resume), and in data/results: train_crops.png (what the network
+        learns from), loss.png, hard_negatives.png (background that still costs).
 Time    four to six minutes on two CPU cores.
 See     a loss that falls; both of its parts fall, on the validation split too.
 Next    python 04_evaluate.py says how good the result is.
 
 Words: a step is one forward and backward pass over one batch; an update changes the weights after
-every STEPS_PER_UPDATE steps; an epoch is as many crops as the training split has images.
+every STEPS_PER_UPDATE steps.
 """
 
 import copy
@@ -30,7 +30,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import nn
 
@@ -65,26 +64,24 @@ SHOW_EVERY, SAVE_EVERY = 50, 500  # updates between two progress lines, two chec
 
 def make_batch(images_4d_array, label_2d_array, seed: int, step: int, mirror: bool = False,
                warp_share: float = 0.0):
-    """Batch number `step`: crops uint8 `[N, 128, 128, 3]`, and what their cells should answer:
-    gt_offset float32 `[N, 2, 4, 4]`, gt_class_id int64 `[N, 4, 4]`.
+    """Batch number `step`: crops, uint8 `[N, 128, 128, 3]`, and what match makes of their labels.
 
     It depends on (seed, step) alone, so a resumed run gets the same batches.
     """
     rng = np.random.default_rng([seed, step])
     height, width = (min(CROP, side) for side in images_4d_array.shape[1:3])
-    crops_4d_array = np.empty((BATCH, height, width, 3), np.uint8)
-    crop_label_list = []
+    crop_list, label_list = [], []
     for index in range(BATCH):
-        crop_3d_array, crop_label_2d_array = make_crop(
+        crop_3d_array, own_2d_array = make_crop(
             images_4d_array, label_2d_array, height, width, rng, warp_share)
         if mirror:
-            crop_3d_array, crop_label_2d_array[:, 2:] = mirror_and_turn(
-                rng, crop_3d_array, crop_label_2d_array[:, 2:])
-        crop_label_2d_array[:, 0] = index
-        crops_4d_array[index] = crop_3d_array
-        crop_label_list.append(crop_label_2d_array)
-    return crops_4d_array, *model.match(np.concatenate(crop_label_list), BATCH, height // CELL,
-                                        width // CELL)
+            crop_3d_array, own_2d_array[:, 2:] = mirror_and_turn(
+                rng, crop_3d_array, own_2d_array[:, 2:])
+        own_2d_array[:, 0] = index
+        crop_list.append(crop_3d_array)
+        label_list.append(own_2d_array)
+    targets = model.match(np.concatenate(label_list), BATCH, height // CELL, width // CELL)
+    return np.array(crop_list), *targets
 
 
 def make_crop(images_4d_array, label_2d_array, height: int, width: int, rng, warp_share: float):
@@ -194,22 +191,21 @@ def augment(images_4d: torch.Tensor, noise_1d: torch.Tensor, generator) -> torch
     In place (*=, +=, a name that ends in _): new memory for each change would double its time.
     """
     count, _, height, width = images_4d.shape
+    random_dict = {"generator": generator, "device": images_4d.device}
 
-    def uniform(low, high, channels=1):
-        shape = count, channels, 1, 1
-        return low + (high - low) * torch.rand(shape, generator=generator, device=images_4d.device)
+    def uniform(low, high, channels=1):  # [16, 1, 1, 1]
+        return low + (high - low) * torch.rand((count, channels, 1, 1), **random_dict)
 
     images_4d *= uniform(1 - COLOUR, 1 + COLOUR, channels=3)
-    mean_4d, contrast_4d = images_4d.mean(dim=(1, 2, 3), keepdim=True), uniform(
-        1 - CONTRAST, 1 + CONTRAST)  # [16, 1, 1, 1]
+    mean_4d = images_4d.mean(dim=(1, 2, 3), keepdim=True)  # [16, 1, 1, 1]
+    contrast_4d = uniform(1 - CONTRAST, 1 + CONTRAST)
     images_4d *= contrast_4d  # about 0; the next line puts the mean where it was, or brighter
     images_4d += mean_4d * (uniform(1 - LIGHT, 1 + LIGHT) - contrast_4d)
     kernel_4d = torch.full((3, 1, 3, 3), 1 / 9, device=images_4d.device)  # the mean of 3x3
     blurred_4d = nn.functional.conv2d(images_4d, kernel_4d, groups=3)  # each colour by itself
     images_4d[:, :, 1:-1, 1:-1].lerp_(blurred_4d, uniform(0, BLUR))
     # A random stretch of a long strip: fresh numbers for every pixel take a tenth of the step.
-    first = torch.randint(len(noise_1d) - images_4d.numel(), (1,), generator=generator,
-                          device=images_4d.device).item()
+    first = torch.randint(len(noise_1d) - images_4d.numel(), (1,), **random_dict).item()
     noise_4d = noise_1d[first:first + images_4d.numel()].view(count, height, width, 3)
     images_4d.addcmul_(noise_4d.permute(0, 3, 1, 2), uniform(0, NOISE))
     return images_4d.clamp_(0, 255)
@@ -241,13 +237,16 @@ def detection_loss(output_4d, gt_offset_4d, gt_class_id_3d):
 
 def train(options, device: torch.device) -> None:
     dataset_dict, array_dict = read_data_set(options.data)
-    (options.data / "results").mkdir(exist_ok=True)
+    results = options.data / "results"
+    results.mkdir(exist_ok=True)
     torch.manual_seed(options.seed)
     network = model.KeypointNet(len(dataset_dict["category_list"])).to(device)
     average = copy.deepcopy(network).eval()  # what is saved for use: the mean of many updates
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, fused=True)
     part_dict = {"network": network, "average": average, "optimizer": optimizer}
-    run_dict = describe_run(options, array_dict["train"][1])
+    run_dict = {"same": {"--updates": options.updates, "--seed": options.seed, "--mirror":
+                         options.mirror, "labels (checksum)": zlib.crc32(array_dict["train"][1])},
+                "train": [], "val": []}  # --resume needs the same; the curves of the losses
     first = load_run(options.data, part_dict, run_dict) if options.resume else 0
     last_save = written_at(options.data / "weights.pt")
 
@@ -258,7 +257,8 @@ def train(options, device: torch.device) -> None:
     noise_1d = torch.randn(2 * BATCH * CROP * CROP * 3, generator=generator, device=device)
     val_batch_list = [to_device(make_batch(*array_dict["val"], 12345, step), device)
                       for step in range(8)]  # fixed crops, neither warped nor augmented
-    draw_crops(options.data, to_device(make(0), device), noise_1d, generator)
+    images_4d, *targets = to_device(make(0), device)
+    draw_crops(results / "train_crops.png", augment(images_4d, noise_1d, generator), *targets)
     loader.start()
     progress, loss_list = Progress(options.updates, first, loader), []
     network.train()
@@ -266,11 +266,11 @@ def train(options, device: torch.device) -> None:
         optimizer.param_groups[0]["lr"] = learning_rate(update, options.updates)
         optimizer.zero_grad()  # forget the gradients of the last update: backward adds to them
         for step in range(update * STEPS_PER_UPDATE, (update + 1) * STEPS_PER_UPDATE):
-            images_4d, gt_offset_4d, gt_class_id_3d = to_device(loader.next_batch(), device)
+            images_4d, *targets = to_device(loader.next_batch(), device)
             # A seed for each step, so that --resume goes on with the same random numbers.
             generator.manual_seed(1_000_003 * options.seed + step)
             output_4d = network(augment(images_4d, noise_1d, generator))  # [16, 5, 4, 4]
-            location, confidence = detection_loss(output_4d, gt_offset_4d, gt_class_id_3d)
+            location, confidence = detection_loss(output_4d, *targets)
             # Divided by the number of steps: the sum of the gradients is then their mean.
             ((location + U * confidence) / STEPS_PER_UPDATE).backward()
             loss_list.append(torch.stack((location, confidence)).detach())
@@ -284,8 +284,8 @@ def train(options, device: torch.device) -> None:
         if done % SAVE_EVERY == 0 or is_last:
             run_dict["val"].append([done, *val_loss(average, val_batch_list, done)])
             last_save = save_run(options.data, part_dict, run_dict, dataset_dict, last_save)
-    draw_curves(options.data, run_dict)
-    draw_hard_negatives(options.data / "results" / "hard_negatives.png", average, val_batch_list[0])
+    draw_curves(results / "loss.png", run_dict)
+    draw_hard_negatives(results / "hard_negatives.png", average, *val_batch_list[0])
 
 
 def learning_rate(update: int, updates: int) -> float:
@@ -302,8 +302,8 @@ def learning_rate(update: int, updates: int) -> float:
 def update_average(average, network, update: int) -> None:
     """Move the averaged network (EMA) a little towards the one in training.
 
-    BN's running mean and variance are averaged, too, since they must fit the averaged weights. At
-    first the average looks back less far, or it would remember the random weights of the start.
+    BN's running mean and variance are averaged, too: they must fit the averaged weights. At first
+    the average looks back less far, or it would remember the random weights of the start.
     state_dict() gives the tensors themselves, no copies: to change them changes the network.
     """
     decay = min(AVERAGE_DECAY, (update + 1) / (update + 10))
@@ -342,29 +342,22 @@ class Progress:
         self.start_time = time.perf_counter()
 
     def show(self, done: int, location: float, confidence: float, rate: float) -> None:
-        seconds, is_last = time.perf_counter() - self.start_time, done == self.updates
-        steps = (done - self.first) * STEPS_PER_UPDATE  # of this run
-        left = round(seconds / (done - self.first) * (self.updates - done))
+        updates = done - self.first  # of this run
+        seconds = (time.perf_counter() - self.start_time) / updates  # an update takes
+        left, to_ms = round(seconds * (self.updates - done)), 1e3 / STEPS_PER_UPDATE
         line = (f"{done}/{self.updates}  loss {location + U * confidence:6.4f} = {location:6.4f} + "
-                f"{U:g} x {confidence:6.4f}  lr {rate:.1e}  {seconds / steps * 1e3:4.1f} ms a step,"
-                f" {self.loader.wait_seconds / steps * 1e3:.1f} waiting  "
+                f"{U:g} x {confidence:6.4f}  lr {rate:.1e}  {seconds * to_ms:4.1f} ms a step, "
+                f"{self.loader.wait_seconds / updates * to_ms:.1f} waiting  "
                 f"{left // 60}:{left % 60:02d} left")
         if sys.stdout.isatty():
             bar = ("#" * round(20 * done / self.updates)).ljust(20, ".")
             columns = shutil.get_terminal_size().columns - 1  # a wrapped line can't be overwritten
             print(f"\r{f'[{bar}] {line}'[:columns]:{columns}}", end="", flush=True)
-        elif done % SAVE_EVERY == 0 or is_last:
+        elif done % SAVE_EVERY == 0 or done == self.updates:
             print(line, flush=True)
 
 
 # ---- The lesson ends here; what follows makes it comfortable to use.
-
-def describe_run(options, label_2d_array) -> dict:
-    """What makes a run the same, so that --resume may go on; and the curves of its losses."""
-    return {"same": {"--updates": options.updates, "--seed": options.seed, "--mirror":
-                     options.mirror, "labels (checksum)": zlib.crc32(label_2d_array)},
-            "train": [], "val": []}
-
 
 def written_at(path: Path) -> int:
     """When a file was last written, in ns; 0 where there is none."""
@@ -380,92 +373,83 @@ def save_run(data_folder: Path, part_dict, run_dict, dataset_dict, last_save: in
     if last_save and len(run_dict["val"]) == 1:  # the first save: they are an earlier run's
         shutil.copyfile(path, path.with_suffix(".old.pt"))
     state_dict = {name: part.state_dict() for name, part in part_dict.items()}
-    weights_dict = {"network": state_dict["average"], **{key: dataset_dict[key] for key in (
-        "category_list", "box_size", "max_per_class", "scale")},
-        "checksum_list": dataset_dict["train"]["checksum_list"]}
-    for name, content in (("weights.pt", weights_dict), ("checkpoint.pt", state_dict | run_dict)):
+    about_dict = {key: dataset_dict[key] for key in (
+        "category_list", "box_size", "max_per_class", "scale")}
+    about_dict["checksum_list"] = dataset_dict["train"]["checksum_list"]
+    for target, content in ((path, {"network": state_dict["average"], **about_dict}),
+                            (data_folder / "checkpoint.pt", state_dict | run_dict)):
         try:
-            with replacing(data_folder / name) as temporary:
+            with replacing(target) as temporary:
                 torch.save(content, temporary)
         except RuntimeError as error:  # what torch makes of a full disk
-            raise UserError(f"{data_folder / name}: could not be written ({str(error)[:80]}); make "
-                            "room on the disk; --resume goes on from the last save") from None
+            raise UserError(f"{target}: could not be written ({str(error)[:80]}); make room on the "
+                            "disk; --resume goes on from the last save") from None
     return written_at(path)
 
 
 def load_run(data_folder: Path, part_dict, run_dict) -> int:
     """Put checkpoint.pt into network, average, optimizer and run_dict; returns the updates done."""
-    path, again = data_folder / "checkpoint.pt", "train without --resume"
+    path = data_folder / "checkpoint.pt"
     try:  # map_location: what a GPU has saved can go on where there is none
         saved_dict = torch.load(path, map_location="cpu", weights_only=True)
         for name, value in run_dict["same"].items():
             if (saved := saved_dict["same"][name]) != value:
-                raise UserError(f"{path}: was made with {name} = {saved}, now it is {value}; make "
-                                f"them equal, or {again}")
+                raise ValueError(f"made with {name} = {saved}, now it is {value}")
         for name, part in part_dict.items():
             part.load_state_dict(saved_dict[name])
         run_dict.update(train=saved_dict["train"], val=saved_dict["val"])
-    except UserError:
-        raise
-    except (FileNotFoundError, PermissionError) as error:
-        raise UserError(f"{path}: {error.strerror}, so nothing to resume; {again}") from None
+        done = run_dict["val"][-1][0]
     except Exception as error:  # damaged bytes can raise nearly anything
-        raise UserError(f"{path}: not a checkpoint of this network ({type(error).__name__}); "
-                        f"{again}") from None
-    print(f"going on after update {run_dict['val'][-1][0]}")
-    return run_dict["val"][-1][0]
+        raise UserError(f"{path}: cannot go on from it ({' '.join(str(error).split())[:90]}); "
+                        "train without --resume") from None
+    print(f"going on after update {done}")
+    return done
 
 
-def draw_crops(data_folder: Path, batch, noise_1d, generator) -> None:
-    """train_crops.png: the crops of batch 0, changed as in training, and what each cell learns."""
-    images_4d, gt_offset_4d, gt_class_id_3d = batch
-    images_4d = augment(images_4d, noise_1d, generator.manual_seed(0)) / 255
+def draw_crops(path: Path, images_4d, gt_offset_4d, gt_class_id_3d) -> None:
+    """Sixteen crops as the network sees them, and what each of their cells learns."""
     figure = Figure(figsize=(9, 9), layout="constrained")
     # numpy reads only the CPU's memory: from a GPU, copy to the CPU first.
-    array_list = [tensor.cpu().numpy()
-                  for tensor in (images_4d.permute(0, 2, 3, 1), gt_offset_4d, gt_class_id_3d)]
-    for axes, *targets in zip(figure.subplots(4, 4).flat, *array_list):
-        model.draw_targets(axes, *targets)
+    array_list = [tensor.cpu().numpy() for tensor in (
+        images_4d.permute(0, 2, 3, 1) / 255, gt_offset_4d, gt_class_id_3d)]
+    for axes, *crop in zip(figure.subplots(4, 4).flat, *array_list):
+        model.draw_targets(axes, *crop)
         axes.tick_params(labelbottom=False, labelleft=False)
-    figure.suptitle("training crops with all changes; tinted cells learn a keypoint, a colour per "
-                    "class; arrows lead to it")
-    figure.savefig(data_folder / "results" / "train_crops.png", dpi=110)
+    figure.suptitle("training crops with all changes; tinted cells learn a keypoint")
+    figure.savefig(path, dpi=110)
 
 
-def draw_curves(data_folder: Path, curve_dict) -> None:
-    """loss.png: the losses of training and validation against the update."""
+def draw_curves(path: Path, curve_dict) -> None:
+    """The losses of training and validation against the update."""
     axes = Figure(figsize=(9, 4.5), layout="constrained").subplots()
     for split, style, alpha in (("train", "-", 0.6), ("val", "o:", 1)):
         update_1d_array, *loss_list = np.array(curve_dict[split]).T
-        for name, loss_1d_array, colour in zip(("location", "confidence"), loss_list,
-                                               ("tab:blue", "tab:orange")):
+        for name, loss_1d_array, colour in zip(("location", "confidence"), loss_list, ("C0", "C1")):
             axes.plot(update_1d_array, loss_1d_array, style, color=colour, markersize=3,
                       alpha=alpha, label=f"{name}, {split}")
     axes.set(xlabel="update", ylabel="loss per crop", yscale="log",
              title="training loss, and validation loss of the averaged weights")
     axes.grid(alpha=0.3)
     axes.figure.legend(loc="outside right upper")  # beside the axes it covers no curve
-    axes.figure.savefig(data_folder / "results" / "loss.png", dpi=110)
+    axes.figure.savefig(path, dpi=110)
 
 
 @torch.no_grad()
-def draw_hard_negatives(path: Path, average, batch) -> None:
-    """A validation crop: the loss of each background cell, and those that count."""
-    images_4d, _, gt_class_id_3d = (tensor[:1] for tensor in batch)
-    loss_2d = nn.functional.cross_entropy(average(images_4d)[:, 2:], gt_class_id_3d,
-                                          reduction="none")[0]  # [4, 4]
-    is_negative_2d = gt_class_id_3d[0] == 0
-    limit = (loss_2d * is_negative_2d).flatten().sort(descending=True).values[:HARD_NEGATIVES][-1]
+def draw_hard_negatives(path: Path, average, images_4d, gt_offset_4d, gt_class_id_3d) -> None:
+    """The first validation crop: the loss of each background cell; the hardest, red, count."""
+    loss_3d = nn.functional.cross_entropy(average(images_4d)[:, 2:], gt_class_id_3d,
+                                          reduction="none")  # [16, 4, 4]
+    image_3d, gt_offset_3d, gt_class_id_2d, loss_2d = (
+        tensor[0].cpu() for tensor in (images_4d, gt_offset_4d, gt_class_id_3d, loss_3d))
+    negative_list = (gt_class_id_2d == 0).nonzero().tolist()
+    negative_list.sort(key=lambda cell: loss_2d[tuple(cell)], reverse=True)
     axes = Figure(figsize=(5, 5.4), layout="constrained").subplots()
-    axes.imshow(images_4d[0].permute(1, 2, 0).cpu() / 255)
-    for (row, column), loss in np.ndenumerate(loss_2d.cpu().numpy()):
-        is_hard = is_negative_2d[row, column] and loss >= limit
-        words = f"{loss:.4f}" if is_negative_2d[row, column] else "keypoint"
-        axes.add_patch(Rectangle((column * CELL, row * CELL), CELL, CELL, edgecolor="white",
-                                 facecolor="red" if is_hard else "none", alpha=0.4))
-        axes.text(column * CELL + 2, row * CELL + 18, words, color="white", fontsize=9)
-    axes.set(xticks=[], yticks=[], title=f"loss of background cells; the {HARD_NEGATIVES} hardest "
-                                         "(red) count")
+    model.draw_targets(axes, image_3d.permute(1, 2, 0) / 255, gt_offset_3d.numpy(),
+                       gt_class_id_2d.numpy())
+    for place, (row, column) in enumerate(negative_list):
+        axes.text(column * CELL + 2, row * CELL + 18, f"{loss_2d[row, column]:.4f}", fontsize=9,
+                  color="white", backgroundcolor="red" if place < HARD_NEGATIVES else "none")
+    axes.set(title=f"loss of background cells; the {HARD_NEGATIVES} hardest (red) count")
     axes.figure.savefig(path, dpi=110)
 
 

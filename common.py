@@ -64,24 +64,24 @@ def keep_freed_memory() -> None:
 
 def make_parser(description: str, data_help: str) -> argparse.ArgumentParser:
     """A parser with --data; its help shows each option's default."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=formatter)
     parser.add_argument("--data", type=Path, default=DATA_FOLDER, help=data_help)
     return parser
 
 
 def command(script: str, data_folder: Path, *argument_list) -> str:
     """The command line that a user types next, from the folder in which they stand."""
-    is_default = data_folder.resolve() == DATA_FOLDER.resolve()  # data may be a link to a disk
-    data_list = [] if is_default else ["--data", data_folder]
-    called = Path(sys.argv[0]).parent / script
-    return shlex.join(map(str, ["python", called, *data_list, *argument_list]))
+    word_list = ["python", Path(sys.argv[0]).parent / script]
+    if data_folder.resolve() != DATA_FOLDER.resolve():  # data may be a link to a disk
+        word_list += ["--data", data_folder]
+    return shlex.join(map(str, [*word_list, *argument_list]))
 
 
 def run_script(script: str, *argument_list) -> None:
     """Run another script as a reader would. Whatever ends this one ends that one, too."""
-    script_path = DATA_FOLDER.parent / script
-    process = subprocess.Popen([sys.executable, *map(str, (script_path, *argument_list))])
+    word_list = [sys.executable, DATA_FOLDER.parent / script, *argument_list]
+    process = subprocess.Popen(list(map(str, word_list)))
     try:
         if process.wait():
             raise UserError(f"{script} did not end well; its own message stands above")
@@ -91,12 +91,7 @@ def run_script(script: str, *argument_list) -> None:
 
 
 def print_table(row_list) -> None:
-    """Columns as wide as their widest cell, the first to the left, the others to the right.
-
-    >>> print_table([("layer", "numbers", "MB"), ("conv 1", 1228800, 4.6875)])
-       layer     numbers     MB
-       conv 1  1,228,800  4.688
-    """
+    """Print rows of texts and numbers, each column as wide as its widest cell."""
     text_list = [[cell if isinstance(cell, str) else f"{cell:,}" if isinstance(cell, int)
                   else f"{cell:,.3f}" for cell in row] for row in row_list]
     first_width, *width_list = [max(map(len, column)) for column in zip(*text_list)]
@@ -127,14 +122,14 @@ def read_data_set(folder: Path) -> tuple[dict, dict]:
     """What 01_prepare_data.py wrote: dataset.json, and {"train": (images, labels), "val": ...}.
 
     Images are uint8 `[N, H, W, 3]`, mapped: only what is looked at is read from the disk; labels
-    are float32 `[M, 4]`: picture index, class id, x, y. Raises UserError.
+    are float32 `[M, 4]`: image index, class id, x, y. Raises UserError.
     """
+    array_dict = {}
     try:
         dataset_dict = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        array_dict = {split: (np.load(folder / f"{split}_images.npy", mmap_mode="r"),
-                              np.load(folder / f"{split}_labels.npy"))
-                      for split in ("train", "val", "test")}
-        for split, (images_4d_array, _) in array_dict.items():
+        for split in ("train", "val", "test"):
+            images_4d_array = np.load(folder / f"{split}_images.npy", mmap_mode="r")
+            array_dict[split] = images_4d_array, np.load(folder / f"{split}_labels.npy")
             if len(images_4d_array) != len(dataset_dict[split]["checksum_list"]):
                 raise ValueError(f"{split}_images.npy does not fit dataset.json")
     except (FileNotFoundError, ValueError, EOFError, TypeError, KeyError) as error:
@@ -145,29 +140,29 @@ def read_data_set(folder: Path) -> tuple[dict, dict]:
 
 
 def read_image(path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """An image as uint8 `[height, width, 3]`, RGB, turned as its EXIF orientation says; what is
-    transparent becomes white. `path`: a path, or an open binary file. Raises UserError.
+    """An image file, open or by its path, as uint8 `[height, width, 3]`, RGB, turned as its EXIF
+    orientation says; what is transparent becomes white. Raises UserError.
     """
     name = path if isinstance(path, (str, os.PathLike)) else "the picture"
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > max_pixels:
-                raise UserError(f"{name}: {image.width} x {image.height} px are too many; shrink "
-                                f"it to {max_pixels:,} or fewer")
+                raise UserError(f"{image.width} x {image.height} px are too many; shrink it to "
+                                f"{max_pixels:,} or fewer")
             # White may then be 255, 4095, 65535 or 1.0. The tile says how Pillow would unpack it.
             if image.mode[0] in "IF" or re.search(";(16|32)[BLN]", str(image.tile)):
-                raise UserError(f"{name}: holds more than 8 bits a colour; save it with 8 bits")
+                raise UserError("holds more than 8 bits a colour; save it with 8 bits")
             image.getexif()  # read now: without the bytes no odd tag can stop exif_transpose
             image.info.pop("exif", None)
             image = ImageOps.exif_transpose(image)
-            if "A" in image.getbands() or "transparency" in image.info:
+            if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return np.array(image.convert("RGB"))
-    except UserError:
-        raise
     except Exception as error:  # damaged bytes can raise nearly anything
         reason = getattr(error, "strerror", None)  # no such file, no permission
+        if isinstance(error, UserError):
+            reason = error
         raise UserError(f"{name}: {reason or 'not a readable picture; save it as JPEG or PNG'}"
                         ) from None
 

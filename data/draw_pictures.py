@@ -6,7 +6,7 @@ Writes  images/00000.jpg, 00000.xml and so on in the data folder; images/.drawn 
 Time    a quarter of a minute on two cores.
 See     keyPoint_1, a ring with a cross; keyPoint_2, a ring with two opposite quarters filled; and
         decoys, which lack a part of a mark or have one too many.
-Next    python 01_prepare_data.py, which starts this program where it is given no images.
+Next    python 01_prepare_data.py, which starts this program itself.
 """
 
 import functools
@@ -21,8 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
-# Python looks for modules in this script's folder, data/; the others lie one above it.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where common.py lies
 from common import UserError, make_parser, replacing, run_main
 
 write_labelimg_xml = importlib.import_module("01_prepare_data").write_labelimg_xml
@@ -106,7 +105,6 @@ def find_place(rng, holder, place_list):
         x, y = rng.normal(holder, (60, 110)) if near else rng.uniform((0, 0), (WIDTH, HEIGHT))
         is_free = all(math.dist((x, y), place) >= MARK_DISTANCE for place in place_list)
         if is_free and min(x, y, WIDTH - x, HEIGHT - y) >= EDGE_MARGIN:
-            place_list.append((x, y))
             return x, y
 
 
@@ -118,8 +116,8 @@ def paint_mark(image_3d_array, rng, x, y, name, light):
     if np.ptp(ground.mean(axis=2)) > 60 * light or rng.random() < 0.1:
         ground = np.array([205, 190, 160]) * rng.uniform(0.7, 1) * light
         paint(image_3d_array, x, y, "paper", ground, *pose)
-    ink = np.array([45, 30, 20] if ground.mean() > 85 * light else [215, 195, 150])
-    ink = ink * rng.uniform(0.6, 1.1) * light
+    ink = [45, 30, 20] if ground.mean() > 85 * light else [215, 195, 150]
+    ink = np.array(ink) * rng.uniform(0.6, 1.1) * light
     opacity = max(rng.uniform(0.3, 1), LEAST_CONTRAST / abs(ground.mean() - ink.mean()))
     paint(image_3d_array, x, y, name, ink, *pose, min(opacity, 1))
     if rng.random() < HIDDEN_SHARE:
@@ -155,6 +153,7 @@ def draw_picture(index, seed, folder):
     name_list = rng.permutation(MARK_LIST)[:rng.choice(3, p=MARK_COUNT_SHARES)].tolist()
     for name in name_list + rng.choice(DECOY_LIST, size=rng.poisson(DECOYS)).tolist():
         x, y = find_place(rng, holder, place_list)
+        place_list.append((x, y))
         paint_mark(image_3d_array, rng, x, y, name, light_2d_array[int(y) // 8, int(x) // 8])
         if name in MARK_LIST:  # labelled with a box of 30x30 px, however large it is
             keypoint_list.append({"class": name, "box": [x - 15, y - 15, x + 15, y + 15]})
@@ -166,17 +165,17 @@ def draw_picture(index, seed, folder):
 def claim_folder(folder: Path, count: int, seed: int) -> None:
     """Mark the folder as ours. UserError where it holds what no drawing of ours has left there."""
     marker = folder / ".drawn"
-    words = marker.read_text(encoding="utf-8").split() if marker.is_file() else []
-    drawn = int(words[0]) if words else 0
+    text = marker.read_text(encoding="utf-8") if marker.is_file() else ""
+    drawn = int(text.split()[0]) if text else 0
     own_set = {f"{index:05d}{suffix}" for index in range(drawn) for suffix in (".jpg", ".xml")}
     folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(folder.glob("[!.]*")):
+    path_list = sorted(folder.glob("[!.]*"))
+    for path in path_list:
         if path.name not in own_set:
-            raise UserError(f"{path}: was not drawn, so nothing is drawn beside it; move it away, "
-                            "or choose another folder with --data")
-    for name in own_set:  # left by a larger drawing, it would be a part of this data set
-        if int(name[:5]) >= count:
-            (folder / name).unlink(missing_ok=True)
+            raise UserError(f"{path}: was not drawn by this script; choose another --data folder")
+    for path in path_list:  # left by a larger drawing, it would be a part of this data set
+        if int(path.stem) >= count:
+            path.unlink()
     marker.write_text(f"{count} images, seed {seed}\n", encoding="utf-8")
 
 
@@ -195,8 +194,7 @@ def main():
     # to all of a terminal: they ignore it and leave it to this one. Windows takes 63 at most.
     with multiprocessing.Pool(min(os.cpu_count() or 1, 60), signal.signal,
                               (signal.SIGINT, signal.SIG_IGN)) as pool:
-        for _ in pool.imap_unordered(draw, range(options.pictures), chunksize=8):
-            pass
+        list(pool.imap_unordered(draw, range(options.pictures), chunksize=8))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ MARK_LIST = ["keyPoint_1", "keyPoint_2"]
     (60, 50, 0, 1), (60.25, 49.5, 0.1, 1), (59.99, 50.73, -0.2, 0.9), (60.5, 50.5, 1.0, 1.1)])
 def test_a_marks_middle_is_painted_at_the_sub_pixel_place(name, x, y, angle, scale):
     image_3d_array = np.zeros((100, 120, 3), np.float32)
-    drawing.paint(image_3d_array, x, y, angle, scale, name, (1, 1, 1))
+    drawing.paint(image_3d_array, x, y, name, np.ones(3), angle, scale)
     assert math.dist(centroid(image_3d_array[:, :, 0]), (x, y)) < 0.05
     assert 200 < image_3d_array[:, :, 0].sum() < 800  # px of ink
 
@@ -30,9 +30,9 @@ def test_the_label_is_the_middle_of_what_is_painted_and_each_class_occurs_once(
         tmp_path, monkeypatch):
     painted_list, label_count, real = [], 0, drawing.paint
 
-    def paint(image_3d_array, x, y, angle, scale, name, *arguments, **options):
+    def paint(image_3d_array, x, y, name, *arguments, **options):
         painted_list.append((name, x, y))
-        real(image_3d_array, x, y, angle, scale, name, *arguments, **options)
+        real(image_3d_array, x, y, name, *arguments, **options)
     monkeypatch.setattr(drawing, "paint", paint)
     for index in range(6):
         painted_list.clear()
