@@ -17,15 +17,15 @@ import io
 import json
 import math
 import os
-import statistics
 import timeit
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 from PIL import Image, ImageEnhance, ImageFilter
 
 from common import (COLOUR_LIST, UserError, command, make_parser, names_to_draw, print_table,
@@ -40,26 +40,18 @@ SPEED_RUNS = 20  # of which the median is told: a machine always has something e
 THREADS = min(4, os.cpu_count() or 1)  # images at the same time; each takes memory
 WORST_CASES = 20  # the most that are shown
 
-
-class Keypoint(NamedTuple):
-    """A label or a prediction: a row of the label array, and a score."""
-    image: int  # its number in the split
-    class_id: int
-    x: float  # px of the network's images
-    y: float
-    score: float = 1.0  # probability
+# A label or a prediction: number of the image in the split, class, place in px of the network's
+# images, and a probability. A row of the label array lacks only the last.
+Keypoint = namedtuple("Keypoint", "image class_id x y score", defaults=[1.0])
 
 
-def predict(network, about_dict, image_list, change=None):
-    """For each image, uint8 `[H, W, 3]`, its list of Keypoints, however low their scores are.
-
-    change: what is done to the Pillow image before the network sees it.
+def predict(network, about_dict, image_list, change=lambda image: image):
+    """For each image, uint8 `[H, W, 3]`, its list of Keypoints, however low their scores are;
+    `change` is done to the Pillow image before the network sees it.
     """
     def find(number):
-        image_3d_array = image_list[number]
-        if change:
-            image_3d_array = np.asarray(change(Image.fromarray(image_3d_array)))
-        found_list, _ = model.find_keypoints(network, about_dict, image_3d_array, threshold=0.0)
+        image = change(Image.fromarray(image_list[number]))
+        found_list, _ = model.find_keypoints(network, about_dict, np.asarray(image), threshold=0.0)
         return [Keypoint(number, about_dict["category_list"].index(found["class"]), found["x"],
                          found["y"], found["score"]) for found in found_list]
 
@@ -96,20 +88,12 @@ def pair(truth_list, prediction_list):
 
 
 def pair_all(truths_list, predictions_list, threshold):
-    """The pairs of all images in one list; predictions count if their score reaches the threshold.
-
-    Which cells are the best does not depend on the threshold: so each image is looked at once.
-    """
+    """The pairs of all images; a prediction counts if its score reaches the threshold."""
     least = float(np.float32(threshold))  # as decode compares: scores are 32-bit numbers
     pair_list = []
     for truth_list, prediction_list in zip(truths_list, predictions_list):
-        sure_list = [prediction for prediction in prediction_list if prediction.score >= least]
-        pair_list += pair(truth_list, sure_list)
+        pair_list += pair(truth_list, [found for found in prediction_list if found.score >= least])
     return pair_list
-
-
-def is_right(truth, prediction):
-    return bool(truth and prediction and truth.class_id == prediction.class_id)
 
 
 def confusion_matrix(pair_list, class_count):
@@ -148,7 +132,7 @@ def overall(pair_list, class_count):
 def precision_recall_curve(truths_list, predictions_list, class_count):
     """Threshold, precision, recall in a row, `[49, 3]`; NaN where there is no such number."""
     row_list = []
-    for threshold in np.linspace(0.02, 0.98, 49):
+    for threshold in np.linspace(0.02, 0.98, 49):  # pairs anew; the network need not look again
         rates = overall(pair_all(truths_list, predictions_list, threshold), class_count)
         row_list.append((threshold, rates["precision"], rates["recall"]))
     return np.array(row_list)
@@ -156,8 +140,8 @@ def precision_recall_curve(truths_list, predictions_list, class_count):
 
 def right_errors(pair_list, scale):
     """Prediction minus truth of the right pairs: dx, dy in px of the user's images, `[P, 2]`."""
-    error_list = [(prediction.x - truth.x, prediction.y - truth.y)
-                  for truth, prediction in pair_list if is_right(truth, prediction)]
+    error_list = [(prediction.x - truth.x, prediction.y - truth.y) for truth, prediction
+                  in pair_list if truth and prediction and truth.class_id == prediction.class_id]
     return np.array(error_list).reshape(-1, 2) / scale  # the network's images are so much larger
 
 
@@ -166,13 +150,13 @@ def error_px(error_2d_array):
 
     p95: 95 of 100 are smaller. bias: the mean of dx and of dy; half a pixel lost shows here.
     """
-    if not len(error_2d_array):
-        return {**dict.fromkeys(["mean", "median", "p90", "p95", "p99", "max", "within_3px"],
-                                math.nan), "bias": [math.nan, math.nan]}
+    count = len(error_2d_array)
+    error_2d_array = error_2d_array if count else np.full((1, 2), math.nan)
     distance_1d_array = np.hypot(*error_2d_array.T)  # [P]
     median, p90, p95, p99, most = np.percentile(distance_1d_array, (50, 90, 95, 99, 100)).tolist()
+    near = int((distance_1d_array <= 3).sum())
     return {"mean": float(distance_1d_array.mean()), "median": median, "p90": p90, "p95": p95,
-            "p99": p99, "max": most, "within_3px": float((distance_1d_array <= 3).mean()),
+            "p99": p99, "max": most, "within_3px": share(near, count),
             "bias": error_2d_array.mean(axis=0).tolist()}
 
 
@@ -207,13 +191,9 @@ def jpeg_again(image, quality):
     return Image.open(buffer)
 
 
-def coarsen(image, px):
-    return image.reduce(px).resize(image.size, box=(0, 0, image.width / px, image.height / px))
-
-
-# Each change of the surroundings mild, as training has it, and strong, well beyond: where does it
-# end? On purpose this is not the code of 03_train.py: a mistake there would not show here. A shift
-# needs no row, since marks lie anywhere in their cells.
+# Each change mild, as training has it, and strong, well beyond: where does it end? On purpose this
+# is not the code of 03_train.py: a mistake there would not show here. A shift needs no row: marks
+# lie anywhere in their cells.
 CHANGE_LIST = [
     ("as they are", lambda image, _: image, ""),
     ("darker, x", lambda image, light: ImageEnhance.Brightness(image).enhance(light), 0.8, 0.1),
@@ -223,7 +203,8 @@ CHANGE_LIST = [
      0.1, 0.8),
     ("warmer, x", lambda image, x: image.convert("RGB", (x, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1 / x, 0)),
      1.1, 4),
-    ("coarser, px", coarsen, 2, 6),
+    ("coarser, px", lambda image, px: image.reduce(px).resize(
+        image.size, box=(0, 0, image.width / px, image.height / px)), 2, 6),
     ("out of focus, px", lambda image, px: image.filter(ImageFilter.BoxBlur(px // 2)), 3, 9),
     ("motion blur, px", lambda image, px: image.filter(ImageFilter.BoxBlur((px // 2, 0))), 3, 15),
     ("noise, up to", add_noise, 10, 80),
@@ -256,7 +237,7 @@ def speed(network, about_dict, image_3d_array):
     Image.fromarray(resize_image(image_3d_array, 1 / scale)).save(file, "JPEG", quality=90)
     second_list = timeit.repeat(number=1, repeat=SPEED_RUNS, stmt=lambda: model.find_keypoints(
         network, about_dict, resize_image(read_image(file), scale)))
-    picture_ms = statistics.median(second_list) * 1e3
+    picture_ms = 1e3 * float(np.median(second_list))
     return {"picture_ms": picture_ms, "pictures_per_second": 1000 / picture_ms}
 
 
@@ -264,10 +245,10 @@ def speed(network, about_dict, image_3d_array):
 
 def print_report(metrics, category_list):
     row_list = [("class", "precision", "recall", "F1", "labels", "mean px", "p95 px")]
-    for name, row_dict in [*metrics["classes"].items(), ("overall", metrics["overall"])]:
-        error_dict = row_dict.get("error_px", metrics["error_px"])
-        row_list.append((name, row_dict["precision"], row_dict["recall"], row_dict["f1"],
-                         row_dict["support"], error_dict["mean"], error_dict["p95"]))
+    together_dict = {**metrics["overall"], "error_px": metrics["error_px"]}
+    for name, row in [*metrics["classes"].items(), ("overall", together_dict)]:
+        row_list.append((name, row["precision"], row["recall"], row["f1"], row["support"],
+                         row["error_px"]["mean"], row["error_px"]["p95"]))
     print_table(row_list)
     if len(category_list) <= 20:
         print("\nconfusion matrix: rows truth, columns prediction")
@@ -276,21 +257,21 @@ def print_report(metrics, category_list):
             for number, name in enumerate(category_list)])
     print()
     for key in ("error_px", "recall_within"):
-        print(f"{key}: " + ", ".join(f"{name} {np.round(value, 3)}"
-                                     for name, value in metrics[key].items()))
-    print("image file to keypoints: {picture_ms:.1f} ms, {pictures_per_second:.1f} images a second "
-          "(asked: 10)".format(**metrics["speed"]))
+        text_list = [f"{name} {np.round(value, 3)}" for name, value in metrics[key].items()]
+        print(f"{key}: " + ", ".join(text_list))
+    print("image file to keypoints: {picture_ms:.1f} ms, {pictures_per_second:.1f} images a "
+          "second (asked: 10)".format(**metrics["speed"]))
 
 
 def describe(truth, prediction, category_list, scale):
     """How bad a pair is, to sort by; and in words, with its place in px of the user's image."""
-    x, y = np.array((truth or prediction)[2:4]) / scale
-    place = f"{category_list[(truth or prediction).class_id]} at x {x:.0f}, y {y:.0f}"
-    if is_right(truth, prediction):
-        distance = math.dist(truth[2:4], prediction[2:4]) / scale
-        return (0, distance), f"{place}: {distance:.2f} px off"
+    point = truth or prediction
+    place = f"{category_list[point.class_id]} at x {point.x / scale:.0f}, y {point.y / scale:.0f}"
     if not prediction:
         return (1, 0), f"{place}: missed"
+    if truth and truth.class_id == prediction.class_id:
+        distance = math.dist(truth[2:4], prediction[2:4]) / scale
+        return (0, distance), f"{place}: {distance:.2f} px off"
     what = f"taken for {category_list[prediction.class_id]}" if truth else "false alarm"
     return (2, prediction.score), f"{place}: {what}, score {prediction.score:.2f}"
 
@@ -302,7 +283,7 @@ def show_worst(path, pair_list, image_list, file_list, category_list, scale):
     print(f"\nthe worst cases, see {path}")
     rows = max(1, math.ceil(len(case_list) / 5))
     figure = Figure((12, 0.6 + 2.8 * rows), layout="constrained")
-    figure.suptitle("white +: label; coloured x: prediction")
+    figure.suptitle(f"white +: label; coloured x: prediction; circle: {PAIR_RADIUS:g} px")
     for number, (_, text, truth, prediction) in enumerate(case_list, start=1):
         point = truth or prediction
         left, top, file = int(point.x) - 33, int(point.y) - 33, file_list[point.image]
@@ -310,14 +291,14 @@ def show_worst(path, pair_list, image_list, file_list, category_list, scale):
         axes = figure.add_subplot(rows, 5, number, xticks=[], yticks=[])
         part = Image.fromarray(image_list[point.image]).crop((left, top, left + 67, top + 67))
         axes.imshow(part, extent=(left, left + 67, top + 67, top))
+        axes.add_patch(Circle((point.x, point.y), PAIR_RADIUS, fill=False, color="white", lw=0.7))
         if truth:
             axes.plot(truth.x, truth.y, "+", color="white", markersize=24)
         if prediction:
             colour = COLOUR_LIST[prediction.class_id % len(COLOUR_LIST)]
             axes.plot(prediction.x, prediction.y, "x", color=colour, markersize=16)
-        title = f"{number}. {file[-28:]}\n{text.replace(': ', chr(10))}"
-        title = title.encode("ascii", "replace").decode()  # a font may lack other letters
-        axes.set_title(title, fontsize=8, parse_math=False)
+        title = f"{number}. {file[-28:]}\n{text.replace(': ', chr(10))}".encode("ascii", "replace")
+        axes.set_title(title.decode(), fontsize=8, parse_math=False)  # fonts may lack more letters
     figure.savefig(path, dpi=110)
 
 
@@ -328,14 +309,14 @@ def draw_confusion(path, matrix_list, name_list):
     wrong_2d_array = matrix_2d_array - np.diag(matrix_2d_array.diagonal())
     wrong_1d_array = wrong_2d_array.sum(axis=0) + wrong_2d_array.sum(axis=1)
     number_list = sorted(np.argsort(-wrong_1d_array, kind="stable")[:31].tolist())
-    matrix_2d_array = matrix_2d_array[np.ix_(number_list, number_list)]
+    shown = np.ix_(number_list, number_list)
     axes = Figure([5 + 0.35 * len(number_list)] * 2, layout="constrained").subplots()
-    axes.imshow(np.sign(matrix_2d_array) * (2 - np.eye(len(number_list))), vmin=0, vmax=2,
+    axes.imshow((np.sign(matrix_2d_array) + np.sign(wrong_2d_array))[shown], vmin=0, vmax=2,
                 cmap=ListedColormap(["white", "lightblue", "orange"]))
-    for (row, column), count in np.ndenumerate(matrix_2d_array):
+    for (row, column), count in np.ndenumerate(matrix_2d_array[shown]):
         axes.text(column, row, str(count or ""), ha="center", va="center")
-    axes.set_xticks(range(len(number_list)), number_list)
     label_list = [f"{number} {name_list[number][:30]}" for number in number_list]
+    axes.set_xticks(range(len(number_list)), number_list)
     axes.set_yticks(range(len(number_list)), label_list, parse_math=False)
     axes.set(title="blue: right, orange: wrong", xlabel="prediction (0: missed)",
              ylabel="truth (0: false alarm)")
@@ -362,9 +343,10 @@ def draw_errors(path, error_2d_array):
 
 
 def load(data_folder, split):
-    """Network, its about_dict, dataset.json, and the split's arrays. Raises UserError."""
+    """Network and its about_dict; a split's images, labels and file names. Raises UserError."""
     network, about_dict = model.load_weights(data_folder)
     dataset_dict, array_dict = read_data_set(data_folder)
+    split_dict, (images_4d_array, label_2d_array) = dataset_dict[split], array_dict[split]
     fix = f"train on it with {command('03_train.py', data_folder)}"
     for key in ("category_list", "scale"):
         if about_dict[key] != dataset_dict[key]:
@@ -373,12 +355,16 @@ def load(data_folder, split):
     if about_dict["max_per_class"] < dataset_dict["max_per_class"]:
         print(f"these weights know at most {about_dict['max_per_class']} of a class in an image, "
               f"training images hold {dataset_dict['max_per_class']}; {fix}")
-    learned_list = [checksum for checksum in dataset_dict[split]["checksum_list"]
-                    if checksum in about_dict["checksum_list"]]
-    if learned_list:
-        print(f"the weights learned from {len(learned_list)} of these "
-              f"{len(array_dict[split][0])} images: on new ones they do worse")
-    return network, about_dict, dataset_dict, array_dict[split]
+    if learned := sum(one in about_dict["checksum_list"] for one in split_dict["checksum_list"]):
+        print(f"the weights learned from {learned} of these {len(images_4d_array)} images: on new "
+              "ones they do worse")
+    # In the arrays all images are as large as the largest; here each gets its own size back.
+    image_list = [image_3d_array[:height, :width] for image_3d_array, (width, height)
+                  in zip(images_4d_array, split_dict["size_list"])]
+    truths_list = [[] for _ in image_list]
+    for image, class_id, x, y in label_2d_array.tolist():
+        truths_list[int(image)].append(Keypoint(int(image), int(class_id), x, y))
+    return network, about_dict, image_list, truths_list, split_dict["file_list"]
 
 
 def main():
@@ -390,15 +376,8 @@ def main():
     if not 0 <= options.threshold <= 1:
         parser.error("--threshold must lie between 0 and 1")
     torch.set_num_threads(1)  # for an image; see predict
-    network, about_dict, dataset_dict, arrays = load(options.data, options.split)
-    category_list, scale = dataset_dict["category_list"], dataset_dict["scale"]
-    split_dict = dataset_dict[options.split]
-    # In the arrays all images are as large as the largest; here each gets its own size back.
-    image_list = [image_3d_array[:height, :width] for image_3d_array, (width, height)
-                  in zip(arrays[0], split_dict["size_list"])]
-    truths_list = [[] for _ in image_list]
-    for image, class_id, x, y in arrays[1].tolist():
-        truths_list[int(image)].append(Keypoint(int(image), int(class_id), x, y))
+    network, about_dict, image_list, truths_list, file_list = load(options.data, options.split)
+    category_list, scale = about_dict["category_list"], about_dict["scale"]
 
     print(f"looking at {len(image_list)} images\n", flush=True)
     predictions_list = predict(network, about_dict, image_list)
@@ -408,18 +387,16 @@ def main():
     print_report(metrics, category_list)
     metrics["robustness"] = {} if options.quick else robustness(
         network, about_dict, image_list, truths_list, options.threshold)
-    end = "" if options.split == "test" else f"_{options.split}"
-    folder = options.data / "results"
-    # NaN is not part of JSON: it becomes null.
-    write_json(folder / f"metrics{end}.json",
-               json.loads(json.dumps(metrics), parse_constant=lambda _: None))
+
+    folder, end = options.data / "results", "" if options.split == "test" else f"_{options.split}"
+    no_nan_dict = json.loads(json.dumps(metrics), parse_constant=lambda _: None)  # JSON says null
+    write_json(folder / f"metrics{end}.json", no_nan_dict)
     draw_confusion(folder / f"confusion{end}.png", metrics["confusion_matrix"],
                    names_to_draw(category_list))
-    draw_curve(folder / f"precision_recall{end}.png", precision_recall_curve(
-        truths_list, predictions_list, len(category_list)), options.threshold)
+    curve_2d_array = precision_recall_curve(truths_list, predictions_list, len(category_list))
+    draw_curve(folder / f"precision_recall{end}.png", curve_2d_array, options.threshold)
     draw_errors(folder / f"errors{end}.png", right_errors(pair_list, scale))
-    show_worst(folder / f"worst{end}.png", pair_list, image_list, split_dict["file_list"],
-               category_list, scale)
+    show_worst(folder / f"worst{end}.png", pair_list, image_list, file_list, category_list, scale)
     print(f"\nwrote metrics{end}.json and plots to {folder}")
     print(f"next: {command('05_predict.py', options.data, 'IMAGE_OR_FOLDER')}")
 

@@ -39,18 +39,15 @@ MAP_CLASSES = 6  # the most on a map: the likeliest
 
 
 def find_in_image(network, about_dict: dict, image_3d_array: np.ndarray, threshold: float):
-    """Keypoints in px of the image as it came; and each class's probability in each cell.
-
-    The network sees the image as large as in training: scale times its size, in whole px.
-    """
+    """Keypoints in px of the image as it came; and each class's probability in each cell."""
+    # As large as in training: scale times its own size, in whole px.
     seen_3d_array = resize_image(image_3d_array, about_dict["scale"])
     found_list, map_3d_array = model.find_keypoints(network, about_dict, seen_3d_array, threshold)
-    # Back to own px: not 1 / scale exactly, since the size was rounded. For x, then for y.
+    # Back to own px: not 1 / scale exactly, since the size was rounded. Of x, then of y.
     factor_list = np.divide(image_3d_array.shape[1::-1], seen_3d_array.shape[1::-1]).tolist()
     keypoint_list = []
     for found in found_list:
-        place_list = [found["x"], found["y"], *found["box"]]  # x, y, xmin, ymin, xmax, ymax
-        x, y, *box = np.multiply(place_list, factor_list * 3).tolist()
+        x, y, *box = np.multiply([found["x"], found["y"], *found["box"]], factor_list * 3).tolist()
         keypoint_list.append({**found, "x": x, "y": y, "box": box})
     return keypoint_list, map_3d_array
 
@@ -81,9 +78,9 @@ def draw_map(path: Path, drawn: Image.Image, image_3d_array, map_3d_array, name_
     _, rows, columns = map_3d_array.shape
     best_1d_array = map_3d_array.max(axis=(1, 2))
     shown_list = sorted(np.argsort(-best_1d_array)[:MAP_CLASSES])
-    px_per_inch = max(150, drawn.height / 15, drawn.width / 5)
-    panels, width = 1 + len(shown_list), drawn.width / px_per_inch + 0.6
-    figure = Figure((1 + panels * width, 1 + drawn.height / px_per_inch), layout="compressed")
+    width, height = np.divide(drawn.size, max(150, drawn.width / 5, drawn.height / 15))  # inches
+    panels = 1 + len(shown_list)
+    figure = Figure((1 + panels * (width + 0.6), 1 + height), layout="compressed")
     first, *axes_list = figure.subplots(1, panels, sharey=True)
     first.imshow(drawn)
     for axes, index in zip(axes_list, shown_list):
@@ -145,15 +142,14 @@ def predict_file(network, about_dict: dict, options, folder: Path, path: Path, n
                  names_to_draw(category_list), about_dict["scale"])
     if options.xml:
         suffix = path.suffix if path.suffix.lower() in IMAGE_SUFFIXES else ".jpg"  # for 01
-        shutil.copyfile(path, folder / "labelimg" / f"{name}{suffix}")
-        prepare.write_labelimg_xml(folder / "labelimg" / f"{name}.xml", f"{name}{suffix}", width,
-                                   height, keypoint_list)
-    words = in_words(keypoint_list, category_list[1:], map_3d_array.max(axis=(1, 2)),
-                     options.threshold)
+        folder, file = folder / "labelimg", f"{name}{suffix}"
+        shutil.copyfile(path, folder / file)
+        prepare.write_labelimg_xml(folder / f"{name}.xml", file, width, height, keypoint_list)
+    best_1d_array = map_3d_array.max(axis=(1, 2))
+    words = in_words(keypoint_list, category_list[1:], best_1d_array, options.threshold)
     for keypoint in keypoint_list:  # nothing is compared any more
-        keypoint |= {"x": round(keypoint["x"], 3), "y": round(keypoint["y"], 3),
-                     "score": round(keypoint["score"], 6),
-                     "box": [round(side, 3) for side in keypoint["box"]]}
+        x, y, *box = (round(value, 3) for value in (keypoint["x"], keypoint["y"], *keypoint["box"]))
+        keypoint |= {"x": x, "y": y, "score": round(keypoint["score"], 6), "box": box}
     entry_dict = {"image": str(path), "keypoints": keypoint_list}
     return entry_dict, f"{path}  {width} x {height} px  {words}"
 
@@ -168,30 +164,28 @@ def predict_files(network, about_dict: dict, options, path_list: list[Path]) -> 
     with ThreadPoolExecutor(1 if options.map else THREADS) as pool:
         for number, (entry, line) in enumerate(pool.map(predict, path_list, count(1)), start=1):
             print(f"{number}/{len(path_list)}  {line}", flush=True)
-            entry_list.append(entry)
-    good_list = [entry["keypoints"] for entry in entry_list if entry]
+            entry_list += [entry] if entry else []
     if options.json:
-        write_json(options.json, [entry for entry in entry_list if entry])
-    empty, place = good_list.count([]), folder if options.out or not options.json else options.json
-    print(f"{sum(map(len, good_list))} keypoints in {len(good_list) - empty} of {len(path_list)} "
-          f"images, {empty} without any; {time.perf_counter() - start_time:.1f} s; look at {place}")
+        write_json(options.json, entry_list)
+    count_list = [len(entry["keypoints"]) for entry in entry_list]
+    empty, place = count_list.count(0), folder if options.out or not options.json else options.json
+    print(f"{sum(count_list)} keypoints in {len(count_list) - empty} of {len(path_list)} images, "
+          f"{empty} without any; {time.perf_counter() - start_time:.1f} s; look at {place}")
     step = command("06_model_analysis.py", options.data)
     if options.xml:
         again = command("01_prepare_data.py", options.data, "--source", "YOUR_FOLDER")
         step = (f"correct {folder / 'labelimg'}, move its files into your folder of labelled "
                 f"images, and prepare that again: {again}")
     print(f"next: {step}")
-    if bad := entry_list.count(None):
+    if bad := len(path_list) - len(entry_list):
         raise UserError(f"{bad} of {len(path_list)} images are bad: see the lines above")
 
 
 def main() -> None:
     parser = make_parser("Find keypoints in images.", "folder with the weights")
-    parser.add_argument("images", type=Path, nargs="*", help="images, and folders of images; "
-                        "without any, those of DATA/sample")
+    parser.add_argument("images", type=Path, nargs="*", help="images and folders; else DATA/sample")
     parser.add_argument("--out", type=Path, help="new folder; else DATA/results/predictions")
-    parser.add_argument("--json", type=Path, help="new file for the keypoints; images are then "
-                        "drawn only with --out")
+    parser.add_argument("--json", type=Path, help="new file; only --out then draws images, too")
     parser.add_argument("--xml", action="store_true", help="write images with LabelImg's XML")
     parser.add_argument("--map", action="store_true", help="draw the probabilities of the cells")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score, 0 to 1")
@@ -204,8 +198,7 @@ def main() -> None:
         if path and path.exists():
             raise UserError(f"{path}: is there already; choose a new name for {name}")
     torch.set_num_threads(1)  # a core for each image; sums then come in one order
-    path_list = collect_images(options)
-    predict_files(*model.load_weights(options.data), options, path_list)
+    predict_files(*model.load_weights(options.data), options, collect_images(options))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,7 @@ from matplotlib.patches import Rectangle
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import (CELL, UserError, command, make_parser, pad_image, print_table, replacing,
-                    run_main)
+from common import CELL, UserError, command, make_parser, pad_image, print_table, run_main
 
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
@@ -170,14 +169,11 @@ def held_bytes(network, images_4d) -> int:
             torch.cuda.reset_peak_memory_stats()
         network(images_4d).sum().backward()
         optimizer.step()
-    tensor_list = [tensor for weight in network.parameters() for tensor in (weight, weight.grad)]
-    for state_dict in optimizer.state.values():
-        tensor_list += [state_dict["exp_avg"], state_dict["exp_avg_sq"]]
-    return sum(tensor.nbytes for tensor in tensor_list)
+    return sum(tensor.nbytes for weight, state_dict in optimizer.state.items() for tensor in (
+        weight, weight.grad, state_dict["exp_avg"], state_dict["exp_avg_sq"]))
 
 
-# ---------------------------------------------------------------- show: the chapters
-# Each chapter's docstring is printed as its heading.
+# -------------------------------- show: the chapters; the docstring of each is its heading
 
 def print_shapes(row_list, image_4d) -> None:
     """1. SHAPES: (side + 2 x padding - kernel)/stride + 1, rounded down; BN, ReLU change none."""
@@ -199,8 +195,8 @@ def print_parameters(row_list, network) -> None:
     """
     table_list = [("layer", "formula", "by formula", "by PyTorch", "share")]
     total = sum(row["parameters"] for row in row_list)
-    for row in [*row_list, {"name": "together", "formula": "", "parameters": total,
-                            "layer": network}]:
+    together = {"name": "together", "formula": "", "parameters": total, "layer": network}
+    for row in [*row_list, together]:
         counted = sum(parameter.numel() for parameter in row["layer"].parameters())
         check(f"parameters, {row['name']}", row["parameters"], counted)
         if counted:
@@ -308,15 +304,14 @@ def draw_layers(row_list) -> Figure:
     conv_list = [index for index, row in enumerate(row_list) if row["kind"] == "conv"]
     name_list = [row_list[index]["name"] for index in conv_list]
     figure = Figure(figsize=(9, 1 + 0.36 * len(conv_list)), layout="constrained")
-    for axes, title, unit, colour, cost_list in zip(
-            figure.subplots(1, 2, sharey=True), (
-                "parameters, thousands", "saved for backward, MB per image"),
-            (1e3, MB), ("tab:blue", "tab:orange"),
-            ([row["parameters"] for row in row_list], predict_saved(row_list, batch=1))):
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, title, cost_list, unit, colour in (
+            (left, "parameters, thousands", [row["parameters"] for row in row_list], 1e3, "C0"),
+            (right, "saved for backward, MB per image", predict_saved(row_list, 1), MB, "C1")):
         sum_1d_array = np.add.reduceat(cost_list, [0, *conv_list[1:]]) / unit  # conv to next conv
         axes.bar_label(axes.barh(name_list, sum_1d_array, color=colour), fmt="%.1f", padding=3)
         axes.set(title=f"{title}: {sum_1d_array.sum():.1f}", xlim=(0, 1.15 * sum_1d_array.max()))
-    axes.invert_yaxis()
+    left.invert_yaxis()
     return figure
 
 
@@ -352,8 +347,7 @@ def main() -> None:
     except UserError as error:  # there are none yet, or those of another LAYER_LIST
         print(f"{error}\nso this is an untrained network: shapes, counts and bytes are the same")
         network = model.KeypointNet(class_count=3).to(model.pick_device()).eval()
-    # The image that 02_model.py shows. At least two cells a side, since in training BN needs more
-    # than one number per channel.
+    # At least two cells a side, since in training BN needs more than one number per channel.
     image_3d_array = pad_image(model.example(options.data)[0], 2 * CELL, 2 * CELL)
     image_3d = torch.from_numpy(image_3d_array).to(model.pick_device())  # [1920, 320, 3]
     image_4d = image_3d.permute(2, 0, 1)[None]  # [1, 3, 1920, 320]
@@ -369,11 +363,11 @@ def main() -> None:
     run_chapter(print_batch_norm)
     run_chapter(print_memory, row_list, network, options.batch)
     size, _, _ = row_list[-1]["field"]
-    for name, figure in (("layers.png", draw_layers(row_list)),
-                         ("receptive_field.png", draw_receptive_field(map_2d_array, size))):
-        with replacing(options.data / "results" / name) as temporary:
-            figure.savefig(temporary, dpi=110, format="png")
-    print(f"\nwrote layers.png and receptive_field.png to {options.data / 'results'}")
+    folder = options.data / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_layers(row_list).savefig(folder / "layers.png", dpi=110)
+    draw_receptive_field(map_2d_array, size).savefig(folder / "receptive_field.png", dpi=110)
+    print(f"\nwrote layers.png and receptive_field.png to {folder}")
     print("next: change a line of LAYER_LIST in 02_model.py, and see the price with "
           + command("06_model_analysis.py", options.data))
 

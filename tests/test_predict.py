@@ -304,12 +304,6 @@ def test_wrong_command_lines_get_one_sentence_and_make_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_mistyped_data_folder_is_refused_and_not_made(tmp_path, monkeypatch):
-    sentence = sentence_of(predict, monkeypatch, REPOSITORY / "data" / "sample" / "00226.jpg",
-                           "--data", tmp_path / "my_dta")
-    assert "my_dta" in sentence and not (tmp_path / "my_dta").exists()
-
-
 @pytest.mark.parametrize("ending", ["| head -1", ">&-"])
 def test_output_that_nobody_reads_ends_as_with_other_programs(data, tmp_path, ending):
     command = shlex.join([sys.executable, str(REPOSITORY / "05_predict.py"), "--data", str(data)])
