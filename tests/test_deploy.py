@@ -203,7 +203,7 @@ NONE_LIST = [b"", b"this is no image", SMALL[:len(SMALL) // 2], bytes(12_000_000
     (SMALL, "", {"Content-Type": "multipart/form-data"}, 400, "boundary"),
     (SMALL, "?conf=0.9", {}, 400, "conf: no such parameter"),
     (SMALL, "?threshold=1.1", {}, 400, "threshold: "),
-    (SMALL, "?threshold=nan", {}, 400, "threshold: ")])
+    (SMALL, "?threshold=nan", {}, 400, "threshold: ")], ids=range(14))
 def test_a_bad_request_gets_a_sentence(body, query, head, status, words, service):
     got_status, answer = service.predict(body, query, head)
     assert got_status == status and words in answer["error"] and "\n" not in answer["error"]
