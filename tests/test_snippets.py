@@ -51,7 +51,7 @@ def shape_of(line):
     return " ".join(re.sub(r"-?\d[\d,]*(\.\d+)?", "0", line).split())
 
 
-@pytest.mark.parametrize("number, block", enumerate(python_blocks(FAQ.read_text("utf-8"))))
+@pytest.mark.parametrize("number, block", list(enumerate(python_blocks(FAQ.read_text("utf-8")))))
 def test_a_snippet_prints_what_stands_below_it(monkeypatch, number, block):
     missing_list = missing_packages(block)
     if missing_list:
