@@ -2,8 +2,8 @@
 
     python 02_model.py
 
-Reads   a picture of data/sample; of your own data with --data my_data.
-Writes  data/results/grid.png: the grid laid over the picture, and what each cell should answer.
+Reads   an image of data/sample; of your own data with --data my_data.
+Writes  data/results/grid.png: the grid laid over the image, and what each cell should answer.
 Time    a second.
 See     1920x320 px become 60x10 cells of five values; a keypoint goes through match and decode.
 Next    python 03_train.py trains what stands here.
