@@ -127,7 +127,7 @@ def to_label_array(example_list: list[dict], category_list: list[str]) -> np.nda
                 example["notes"].append(f"left out: points {REACH} px or more outside")
                 continue
             if (x // CELL, y // CELL) in cell_set:  # a cell answers once
-                example["notes"].append("keypoints that share a cell: one of them is lost")
+                example["notes"].append("keypoints that share a cell: one of them may be lost")
             cell_set.add((x // CELL, y // CELL))
             row_list.append((index, category_list.index(point["class"]), x, y))
     return np.array(row_list, np.float32).reshape(-1, 4)
@@ -360,7 +360,7 @@ def read_example(path: Path, xml_path: Path, scale: float) -> dict | str:
         note_dict = {"turned by their EXIF tag, which some label tools ignore":
                      image.getexif().get(274, 1) in range(2, 9),
                      "grey": image.mode in ("1", "L", "LA"), "transparent, white there now":
-                     image.convert("RGBA").getextrema()[3][0] < 255}
+                     image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255}
     return {"path": path, "size": (width, height), "keypoints": keypoint_list,
             "scaled_size": (max(1, round(width * scale)), max(1, round(height * scale))),
             "notes": [note for note, is_so in note_dict.items() if is_so]}

@@ -138,7 +138,7 @@ def match(label_2d_array: np.ndarray, image_count: int, rows: int, columns: int)
 
 
 def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0.5):
-    """Network output into keypoints. No boxes are compared: it does without NMS.
+    """Network output into keypoints, without the NMS of SSD, which compares boxes.
 
     Returns for each image (keypoint_2d `[K, 2]`: x and y in px, class_id_1d `[K]`, score_1d `[K]`:
     probability, 0 to 1). max_per_class: the most keypoints that one class has in a training image.
@@ -152,7 +152,7 @@ def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0
     result_list = []
     for place_3d, score_3d in zip(place_4d, score_4d):  # for each image
         if max_per_class > 1:
-            score_3d = score_3d * answers_inside(place_3d, priors_3d)  # 0 where it is not
+            score_3d = score_3d * answers_inside(place_3d, priors_3d)  # 0 where outside
         place_2d, found_list = place_3d.flatten(start_dim=1), []  # [2, 600]
         for class_id, score_2d in enumerate(score_3d, start=1):  # for each class
             score_1d = score_2d.flatten()  # [600]
@@ -167,7 +167,7 @@ def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0
 def local_maxima(score_2d: torch.Tensor) -> torch.Tensor:
     """Indices `[K]` of the cells that beat their eight neighbours, counted row by row.
 
-    A non-maximum suppression of scores, as in CenterNet. A sure network gives several cells a score
+    It plays the part of NMS, on scores as in CenterNet. A sure network gives several cells a score
     of exactly 1, so indices are compared: no two cells share one.
     """
     _, best_4d = nn.functional.max_pool2d(score_2d[None, None], 3, stride=1, padding=1,

@@ -10,7 +10,7 @@ Writes  data/weights.pt (to predict with; an earlier run's is kept as weights.ol
         learns from), loss.png, hard_negatives.png (background that still costs).
 Time    four to six minutes on two CPU cores.
 See     a loss that falls; both of its parts fall, on the validation split too.
-Next    python 04_evaluate.py says how good the result is.
+Next    python 04_evaluate.py --split val says how good the result is.
 
 Words: a step is one forward and backward pass over one batch; an update changes the weights after
 every STEPS_PER_UPDATE steps.
@@ -199,7 +199,7 @@ def augment(images_4d: torch.Tensor, noise_1d: torch.Tensor, generator) -> torch
     images_4d *= uniform(1 - COLOUR, 1 + COLOUR, channels=3)
     mean_4d = images_4d.mean(dim=(1, 2, 3), keepdim=True)  # [16, 1, 1, 1]
     contrast_4d = uniform(1 - CONTRAST, 1 + CONTRAST)
-    images_4d *= contrast_4d  # about 0; the next line puts the mean where it was, or brighter
+    images_4d *= contrast_4d  # round 0; the next line sets the mean to a random share of the old
     images_4d += mean_4d * (uniform(1 - LIGHT, 1 + LIGHT) - contrast_4d)
     kernel_4d = torch.full((3, 1, 3, 3), 1 / 9, device=images_4d.device)  # the mean of 3x3
     blurred_4d = nn.functional.conv2d(images_4d, kernel_4d, groups=3)  # each colour by itself
@@ -332,7 +332,7 @@ def val_loss(average, val_batch_list, done: int) -> list[float]:
 
 
 class Progress:
-    """A progress bar that refreshes in place: `\r` goes back to the line's start.
+    r"""A progress bar that refreshes in place: `\r` goes back to the line's start.
 
     Into a file or a pipe, where nothing can be overwritten, a plain line at every save.
     """
@@ -468,7 +468,7 @@ def main() -> None:
         print("data holds no data set yet; 01_prepare_data.py draws one", flush=True)
         run_script("01_prepare_data.py")
     train(options, model.pick_device())
-    print(f"\nwrote weights.pt, checkpoint.pt, results/loss.png and results/train_crops.png to "
+    print(f"\nwrote weights.pt, checkpoint.pt, and the pictures in results to "
           f"{options.data}\nnext: {command('04_evaluate.py', options.data, '--split', 'val')}")
 
 

@@ -175,7 +175,7 @@ def summarise(pair_list, image_count, category_list, scale):
     distance_1d_array = np.hypot(*error_2d_array.T)  # [P]
     return {"images": image_count, "classes": class_dict, "overall": rates,
             "confusion_matrix": matrix_2d_array.tolist(), "error_px": error_px(error_2d_array),
-            # The pairing caps the mean error at 10 px; what was missed shows here.
+            # The pairing caps each error, so misses never raise the mean; they show here.
             "recall_within": {f"{radius}px": share(int((distance_1d_array <= radius).sum()),
                                                    rates["support"]) for radius in (2, 5, 10)}}
 

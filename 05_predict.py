@@ -160,7 +160,7 @@ def predict_files(network, about_dict: dict, options, path_list: list[Path]) -> 
     (folder / "labelimg" if options.xml else folder).mkdir(parents=True, exist_ok=True)
     start_time, entry_list = time.perf_counter(), []
     predict = functools.partial(predict_file, network, about_dict, options, folder)
-    # PyTorch and Pillow let go of Python's lock, so threads use all cores. Matplotlib must not.
+    # PyTorch and Pillow let go of Python's lock: threads use all cores. Matplotlib has one only.
     with ThreadPoolExecutor(1 if options.map else THREADS) as pool:
         for number, (entry, line) in enumerate(pool.map(predict, path_list, count(1)), start=1):
             print(f"{number}/{len(path_list)}  {line}", flush=True)
