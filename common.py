@@ -85,6 +85,10 @@ def run_script(script: str, *argument_list) -> None:
     try:
         if process.wait():
             raise UserError(f"{script} did not end well; its own message stands above")
+    except KeyboardInterrupt:  # of a terminal: the other script has got it, too, and ends
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)  # s
+        raise
     finally:
         process.terminate()
         process.wait()
