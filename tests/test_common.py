@@ -225,7 +225,7 @@ def test_a_data_set_that_is_not_whole_is_refused_with_the_command_that_makes_it(
     assert content is not None or name in str(caught.value)
 
 
-@pytest.mark.parametrize("called", ["02_model.py", "../work/main/02_model.py"])
+@pytest.mark.parametrize("called", ["02_model.py", "../scripts/02_model.py"])
 def test_the_next_command_works_from_the_folder_in_which_the_user_stands(
         tmp_path, monkeypatch, called):
     monkeypatch.setattr(sys, "argv", [called])
