@@ -164,15 +164,15 @@ def read_image(path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return np.array(image.convert("RGB"))
     except Exception as error:  # damaged bytes can raise nearly anything
-        reason = getattr(error, "strerror", None)  # no such file, no permission
-        if isinstance(error, UserError):
-            reason = error
+        reason = error if isinstance(error, UserError) else getattr(error, "strerror", None)
         raise UserError(f"{name}: {reason or 'not a readable picture; save it as JPEG or PNG'}"
                         ) from None
 
 
 def resize_image(image_3d_array: np.ndarray, scale: float) -> np.ndarray:
     """`scale` times as large, in whole px. Places go along: new x = x * new width / width."""
+    if scale == 1:
+        return image_3d_array
     height, width = (max(1, round(side * scale)) for side in image_3d_array.shape[:2])
     image = Image.fromarray(image_3d_array).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image)

@@ -47,7 +47,7 @@ def find_keypoints(session, about_dict: dict, file, threshold: float = 0.5) -> l
     """Each keypoint's class, x, y, score and box, in px of the image in `file`: path or open."""
     scale = about_dict["scale"]
     image_3d_array = read_image(file, int(MAX_PIXELS / max(1, scale) ** 2))
-    resized_3d_array = image_3d_array if scale == 1 else resize_image(image_3d_array, scale)
+    resized_3d_array = resize_image(image_3d_array, scale)
     size, own_size = (array.shape[1::-1] for array in (resized_3d_array, image_3d_array))  # x, y
     result = session.run(None, {"image": pad_image(resized_3d_array)[None],
                                 "threshold": np.array(threshold, np.float32)})
