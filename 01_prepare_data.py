@@ -11,6 +11,7 @@ See     what each split holds; and contact_sheet.png, where wrong labels show fi
 Next    python 02_model.py shows the network; python 03_train.py trains it.
 """
 
+import random
 import shutil
 import textwrap
 import unicodedata
@@ -66,7 +67,7 @@ def read_object(node, number: int, width: int, height: int) -> dict:
         raise ValueError(f"{what} holds {len(box_list)} <bndbox> in place of one (found: {found})")
     text_list = [[child.text for child in box_list[0].findall(side)] for side in SIDE_LIST]
     try:
-        box = [float(text) for text, in text_list]  # each side stands there once
+        box = [float(text) for text, in text_list]  # the comma: exactly one text for each side
     except (TypeError, ValueError):
         raise ValueError(f"the box of {what} needs xmin, ymin, xmax, ymax, each once and a number "
                          f"(found: {text_list})") from None
@@ -78,7 +79,7 @@ def find_centre(low: float, high: float, length: int, side: float) -> float:
     """Where the point lies, in x or in y, that a box from `low` to `high` was drawn round.
 
     In its middle, unless the edge of the image (`length` px) has cut the box: a box that touches
-    the edge and is smaller than the usual `side` had its middle half a side from its whole edge.
+    the edge and is smaller than the usual `side` has its point half a side from its uncut edge.
 
     >>> find_centre(0, 18, length=320, side=30), find_centre(100, 118, length=320, side=30)
     (3.0, 109.0)
@@ -92,7 +93,8 @@ def find_centre(low: float, high: float, length: int, side: float) -> float:
 def place_points(example_list: list[dict]) -> np.ndarray:
     """Give every keypoint its "x" and "y", in px of the arrays. Returns the usual box's size.
 
-    The usual box, `[2]`, is the median of those that have a size and that no edge has cut.
+    An example is one image: {"path", "size", "scaled_size", "keypoints", "notes" for the user}.
+    The usual box, `[2]`, is the median of those that no edge has cut.
     """
     side_list = []
     for example in example_list:
@@ -160,11 +162,11 @@ def write_labelimg_xml(path: Path, image_name: str, width: int, height: int,
 def split_off(example_list: list[dict], seed: int, limit: float, keep: int) -> tuple:
     """Part examples in two: those whose number lies below `limit`, and the others.
 
-    The number is a checksum of seed and file name, no shuffle: images that are added move none
-    of the others from one split to another. At least one is taken, and `keep` are left.
+    The number depends on seed and file name alone, no shuffle: images that are added move none of
+    the others from one split to another. At least one is taken, and `keep` are left.
     """
-    def number_of(example) -> float:  # 0 to 1, as good as random
-        return zlib.crc32(f"{seed} {example['path'].name}".encode()) / 2 ** 32
+    def number_of(example) -> float:  # 0 to 1; Random takes the hash of a text as its seed
+        return random.Random(f"{seed} {example['path'].name}").random()
 
     ordered_list = sorted(example_list, key=number_of)
     count = sum(number_of(example) < limit for example in ordered_list)
@@ -203,25 +205,24 @@ def pack_images(path: Path, example_list: list[dict], dataset_dict: dict) -> lis
     return checksum_list
 
 
-def describe(split_dict: dict, scale: float) -> dict:
+def collect_facts(split_dict: dict, scale: float) -> dict:
     """What dataset.json says of names, sizes and boxes; gives the keypoints their places."""
     def most_of(example: dict) -> int:  # keypoints of one class
         return max(Counter(point["class"] for point in example["keypoints"]).values(), default=0)
 
     all_list = sum(split_dict.values(), [])
     name_set = {point["class"] for example in all_list for point in example["keypoints"]}
-    most_of_a_class = max(map(most_of, split_dict["train"]))  # it decides how decode (02) works
     width, height = np.max([example["scaled_size"] for example in all_list], axis=0).tolist()
     dataset_dict = {
         "category_list": ["background", *sorted(name_set)], "scale": scale,
-        "max_per_class": most_of_a_class,
+        "max_per_class": max(map(most_of, split_dict["train"])),  # decides how decode (02) works
         "box_size": (scale * place_points(all_list)).round(2).tolist(),
         "height": -(-height // CELL) * CELL, "width": -(-width // CELL) * CELL}  # whole cells
     for split, example_list in split_dict.items():
         dataset_dict[split] = {"file_list": [example["path"].name for example in example_list],
                                "size_list": [example["scaled_size"] for example in example_list]}
         for example in example_list:
-            if most_of(example) > (1 if split == "train" else most_of_a_class):
+            if most_of(example) > (1 if split == "train" else dataset_dict["max_per_class"]):
                 example["notes"].append(f"{most_of(example)} of a class in a {split} image")
     return dataset_dict
 
@@ -420,7 +421,6 @@ def draw_contact_sheet(data_folder: Path, dataset_dict: dict, label_2d_array) ->
         words = f"{dataset_dict['train']['file_list'][int(index)]} {name_list[int(class_id)]}"
         words = textwrap.fill(words.encode("ascii", "replace").decode(), 22)
         axes.set_title(words, fontsize=7, parse_math=False)
-    (data_folder / "results").mkdir(exist_ok=True)
     figure.savefig(data_folder / "results" / "contact_sheet.png", dpi=110)
 
 
@@ -428,7 +428,7 @@ def write_arrays(data_folder: Path, split_dict: dict, label_dict: dict, dataset_
     """Write the arrays, the contact sheet and, last, dataset.json."""
     image_bytes = dataset_dict["height"] * dataset_dict["width"] * 3
     need = sum(map(len, split_dict.values())) * image_bytes
-    data_folder.mkdir(parents=True, exist_ok=True)
+    (data_folder / "results").mkdir(parents=True, exist_ok=True)
     # A mapped file that meets a full disk would end the program without a word.
     if need > (free := shutil.disk_usage(data_folder).free):
         raise UserError(f"{data_folder}: the arrays take {need / 1e9:.1f} GB, {free / 1e9:.1f} GB "
@@ -467,7 +467,7 @@ def main() -> None:
     split_dict = make_splits(read_source(source, options.scale, options.skip_bad), options.seed)
     if not all(split_dict.values()):
         raise UserError(f"{source}: train, val and test need an image each that can be used")
-    dataset_dict = {"source": str(source), **describe(split_dict, options.scale)}
+    dataset_dict = {"source": str(source), **collect_facts(split_dict, options.scale)}
     label_dict = {split: to_label_array(example_list, dataset_dict["category_list"])
                   for split, example_list in split_dict.items()}
     if not len(label_dict["train"]):

@@ -292,8 +292,8 @@ def show_shapes(image_3d_array: np.ndarray) -> None:
 def example(data_folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """An image and its labels `[M, 4]`: a sample, or the first labelled one of your own data."""
     if data_folder.resolve() == DATA_FOLDER.resolve():
-        image_3d_array = read_image(DATA_FOLDER / "sample" / "00226.jpg")
-        return image_3d_array, np.array([[0, 2, 157.63, 931.05]])  # as 00226.xml says
+        image_3d_array = read_image(DATA_FOLDER / "sample" / "00635.jpg")
+        return image_3d_array, np.array([[0, 2, 67.81, 1340.67]])  # as 00635.xml says
     images_4d_array, label_2d_array = read_data_set(data_folder)[1]["train"]
     first = int(label_2d_array[0, 0])
     own_2d_array = label_2d_array[label_2d_array[:, 0] == first]
@@ -322,13 +322,13 @@ def draw_targets(axes, image_3d_array, gt_offset_3d_array, gt_class_id_2d_array)
     """The grid over an image: each cell that learns is tinted, an arrow leads to its keypoint."""
     height, width = image_3d_array.shape[:2]
     priors_3d_array = make_priors(*gt_class_id_2d_array.shape).numpy()  # [2, 60, 10]
-    axes.imshow(image_3d_array, extent=(0, width, height, 0))
     for row, column in np.argwhere(gt_class_id_2d_array):
         prior, offset = priors_3d_array[:, row, column], gt_offset_3d_array[:, row, column]
         colour = COLOUR_LIST[gt_class_id_2d_array[row, column] % len(COLOUR_LIST)]
         axes.add_patch(Rectangle((column * CELL, row * CELL), CELL, CELL, alpha=0.35, color=colour))
         axes.annotate("", prior + offset, prior, arrowprops={"arrowstyle": "->", "color": "white"})
         axes.plot(*(prior + offset), "o", color="red", markersize=4)
+    axes.imshow(image_3d_array, extent=(0, width, height, 0))  # last: it sets the limits
     axes.set(xticks=range(0, width + 1, CELL), yticks=range(0, height + 1, CELL))
     axes.grid(color="white", alpha=0.4)
 
@@ -349,7 +349,7 @@ def draw_grid(path: Path, image_3d_array, label_2d_array, *target_list) -> None:
     axes.set(xlim=(max(0, x - 112), min(width, x + 112)),
              ylim=(min(height, y + 96), max(0, y - 96)), xlabel="x, px", ylabel="y, px",
              title="coloured cells learn the keypoint (red): class; dx, dy from their prior (+)")
-    name_list, score_1d = ["background", "keyPoint_1", "keyPoint_2"], torch.tensor([0.0, 3, 1])
+    name_list, score_1d = ["background", "keyPoint_1", "keyPoint_2"], torch.tensor([0.0, 1, 3])
     bars.bar(name_list, score_1d, color="lightgrey", label="score")
     probability = bars.bar(name_list, score_1d.softmax(dim=0), width=0.5, label="probability")
     bars.bar_label(probability, fmt="%.2f")

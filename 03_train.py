@@ -39,7 +39,7 @@ from common import (CELL, DATA_FOLDER, UserError, command, make_parser, read_dat
 # A module's name cannot start with a digit in an import statement; importlib takes any name.
 model = importlib.import_module("02_model")
 
-UPDATES = 5500  # changes of the weights, however many images there are
+UPDATES = 5000  # changes of the weights, however many images there are
 STEPS_PER_UPDATE = 2  # their gradients add up: a batch of 32 with the memory of 16
 BATCH = 16  # crops a step
 # A cell sees 142 px: in a crop every cell sees some of the zero padding, in a whole image only
@@ -49,8 +49,8 @@ KEYPOINT_SHARE = 0.75  # of the crops lie round a keypoint, the others anywhere
 QUEUE_SIZE = 8  # batches; enough to bridge a slow one, and few megabytes
 LEARNING_RATE = 6e-3  # the largest
 WARM_UP = 0.025  # share of the run in which the learning rate rises from 0
-HALVINGS = 5  # of the learning rate, evenly over the run
-U = 0.3  # loss = location + U x confidence
+HALVINGS = 2  # of the learning rate, evenly over the run
+U = 0.15  # loss = location + U x confidence
 HARD_NEGATIVES = 6  # background cells a crop that count: those with the largest loss
 AVERAGE_DECAY = 0.998  # of the weights' moving average (EMA): it looks back over 500 updates
 LIGHT, CONTRAST, COLOUR = 0.25, 0.25, 0.08  # largest random change: 0.25 is 25 %
@@ -90,7 +90,7 @@ def make_crop(images_4d_array, label_2d_array, height: int, width: int, rng, war
     Labels outside of the crop stay: one just outside teaches the cells along the rim.
     """
     rows, columns = images_4d_array.shape[1:3]
-    # Of 600 cells one holds a keypoint: crops from anywhere would show too few of them.
+    # Of 600 cells one or two hold a keypoint: crops from anywhere would show too few of them.
     if len(label_2d_array) and rng.random() < KEYPOINT_SHARE:
         index, _, x, y = label_2d_array[rng.integers(len(label_2d_array))]
         left, top = x - rng.uniform(0, width), y - rng.uniform(0, height)
@@ -291,8 +291,8 @@ def train(options, device: torch.device) -> None:
 def learning_rate(update: int, updates: int) -> float:
     """It rises during the warm-up, then is halved again and again, evenly over the run: step decay.
 
-    >>> [learning_rate(update, 1000) / LEARNING_RATE for update in (4, 100, 200, 999)]
-    [0.2, 1.0, 0.5, 0.03125]
+    >>> [learning_rate(update, 1000) / LEARNING_RATE for update in (4, 100, 400, 999)]
+    [0.2, 1.0, 0.5, 0.25]
     """
     rise = min(1.0, (update + 1) / (WARM_UP * updates)) if WARM_UP else 1.0
     return LEARNING_RATE * rise * 0.5 ** (update * (HALVINGS + 1) // updates)
@@ -427,8 +427,7 @@ def draw_curves(path: Path, curve_dict) -> None:
         for name, loss_1d_array, colour in zip(("location", "confidence"), loss_list, ("C0", "C1")):
             axes.plot(update_1d_array, loss_1d_array, style, color=colour, markersize=3,
                       alpha=alpha, label=f"{name}, {split}")
-    axes.set(xlabel="update", ylabel="loss per crop", yscale="log",
-             title="training loss, and validation loss of the averaged weights")
+    axes.set(xlabel="update", ylabel="loss per crop", yscale="log", title="val: averaged weights")
     axes.grid(alpha=0.3)
     axes.figure.legend(loc="outside right upper")  # beside the axes it covers no curve
     axes.figure.savefig(path, dpi=110)
@@ -436,18 +435,18 @@ def draw_curves(path: Path, curve_dict) -> None:
 
 @torch.no_grad()
 def draw_hard_negatives(path: Path, average, images_4d, gt_offset_4d, gt_class_id_3d) -> None:
-    """The first validation crop: the loss of each background cell; the hardest, red, count."""
+    """The validation crop whose background costs most: the hardest cells, red, count."""
     loss_3d = nn.functional.cross_entropy(average(images_4d)[:, 2:], gt_class_id_3d,
                                           reduction="none")  # [16, 4, 4]
-    image_3d, gt_offset_3d, gt_class_id_2d, loss_2d = (
-        tensor[0].cpu() for tensor in (images_4d, gt_offset_4d, gt_class_id_3d, loss_3d))
-    negative_list = (gt_class_id_2d == 0).nonzero().tolist()
-    negative_list.sort(key=lambda cell: loss_2d[tuple(cell)], reverse=True)
+    number = (loss_3d * (gt_class_id_3d == 0)).amax(dim=(1, 2)).argmax()
+    image_3d_array, *target_list, loss_2d_array = (tensor[number].cpu().numpy() for tensor in (
+        images_4d, gt_offset_4d, gt_class_id_3d, loss_3d))
+    negative_list = np.argwhere(target_list[1] == 0).tolist()
+    negative_list.sort(key=lambda cell: loss_2d_array[tuple(cell)], reverse=True)
     axes = Figure(figsize=(5, 5.4), layout="constrained").subplots()
-    model.draw_targets(axes, image_3d.permute(1, 2, 0) / 255, gt_offset_3d.numpy(),
-                       gt_class_id_2d.numpy())
+    model.draw_targets(axes, image_3d_array.transpose(1, 2, 0) / 255, *target_list)
     for place, (row, column) in enumerate(negative_list):
-        axes.text(column * CELL + 2, row * CELL + 18, f"{loss_2d[row, column]:.4f}", fontsize=9,
+        axes.text(column * CELL + 2, row * CELL + 18, f"{abs(loss_2d_array[row, column]):.3f}",
                   color="white", backgroundcolor="red" if place < HARD_NEGATIVES else "none")
     axes.set(title=f"loss of background cells; the {HARD_NEGATIVES} hardest (red) count")
     axes.figure.savefig(path, dpi=110)
@@ -463,10 +462,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.updates < 1 or not 0 <= options.seed < 2 ** 32:
         parser.error("--updates must be at least 1 and --seed at least 0 and below 2**32")
-    is_default = options.data.resolve() == DATA_FOLDER.resolve()
-    if is_default and not (DATA_FOLDER / "dataset.json").exists():
+    if options.data.resolve() == DATA_FOLDER.resolve() and not (
+            DATA_FOLDER / "dataset.json").exists():
         print("data holds no data set yet; 01_prepare_data.py draws one", flush=True)
         run_script("01_prepare_data.py")
+    torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one core is the loader's
     train(options, model.pick_device())
     print(f"\nwrote weights.pt, checkpoint.pt, and the pictures in results to "
           f"{options.data}\nnext: {command('04_evaluate.py', options.data, '--split', 'val')}")

@@ -41,7 +41,7 @@ THREADS = min(4, os.cpu_count() or 1)  # images at the same time; each takes mem
 WORST_CASES = 20  # the most that are shown
 
 # A label or a prediction: number of the image in the split, class, place in px of the network's
-# images, and a probability. A row of the label array lacks only the last.
+# images, and a probability. Labels have no score of their own.
 Keypoint = namedtuple("Keypoint", "image class_id x y score", defaults=[1.0])
 
 
@@ -260,10 +260,10 @@ def print_report(metrics, category_list):
         text_list = [f"{name} {np.round(value, 3)}" for name, value in metrics[key].items()]
         print(f"{key}: " + ", ".join(text_list))
     print("image file to keypoints: {picture_ms:.1f} ms, {pictures_per_second:.1f} images a "
-          "second (asked: 10)".format(**metrics["speed"]))
+          "second".format(**metrics["speed"]))
 
 
-def describe(truth, prediction, category_list, scale):
+def describe_pair(truth, prediction, category_list, scale):
     """How bad a pair is, to sort by; and in words, with its place in px of the user's image."""
     point = truth or prediction
     place = f"{category_list[point.class_id]} at x {point.x / scale:.0f}, y {point.y / scale:.0f}"
@@ -278,7 +278,7 @@ def describe(truth, prediction, category_list, scale):
 
 def show_worst(path, pair_list, image_list, file_list, category_list, scale):
     """Print the worst cases and draw a close-up of each: false alarms and confusions come first."""
-    case_list = [(*describe(*case, category_list, scale), *case) for case in pair_list]
+    case_list = [(*describe_pair(*case, category_list, scale), *case) for case in pair_list]
     case_list = sorted(case_list, key=lambda case: case[0], reverse=True)[:WORST_CASES]
     print(f"\nthe worst cases, see {path}")
     rows = max(1, math.ceil(len(case_list) / 5))

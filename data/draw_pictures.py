@@ -4,8 +4,8 @@
 
 Writes  images/00000.jpg, 00000.xml and so on in the data folder; images/.drawn marks it as drawn.
 Time    a quarter of a minute on two cores.
-See     keyPoint_1, a ring with a cross; keyPoint_2, a ring with two opposite quarters filled; and
-        decoys, which lack a part of a mark or have one too many.
+See     keyPoint_1, a ring with a cross; keyPoint_2, the same with one quarter filled; and decoys,
+        which lack a part of a mark or have one too many.
 Next    python 01_prepare_data.py, which starts this program itself.
 """
 
@@ -26,14 +26,15 @@ from common import UserError, make_parser, replacing, run_main
 
 write_labelimg_xml = importlib.import_module("01_prepare_data").write_labelimg_xml
 
+BILINEAR = Image.Resampling.BILINEAR
 HEIGHT, WIDTH = 1920, 320  # px
 EDGE_MARGIN, MARK_DISTANCE = 12, 50  # px, at least, to the image's edge and between two marks
 MARK_LIST = ["keyPoint_1", "keyPoint_2"]
 MARK_COUNT_SHARES = [0.1, 0.3, 0.6]  # of images with none, one and both of them
-DECOY_LIST = ["ring", "cross", "disc", "screw", "three arms", "half", "quarter", "three quarters"]
+DECOY_LIST = ["ring", "cross", "disc", "screw", "three arms", "half", "quarter", "two quarters"]
 DECOYS = 4  # an image, on average
 TILT = 0.002  # of the perspective, at most: it makes one end of a mark 5 % larger than the other
-LEAST_CONTRAST = 35  # grey levels between ink and ground, however faint; the noise is 1 to 7
+LEAST_CONTRAST = 20  # grey levels between ink and ground, however faint; the noise is 1 to 7
 HIDDEN_SHARE = 0.2  # of marks and decoys over which a strip lies: a rod, a tape or a reflection
 STRIP_LIST = [((40, 34, 30), 1), ((205, 195, 165), 1), ((255, 250, 235), 4)]  # colour, soft px
 
@@ -47,17 +48,17 @@ def outside(name, u, v):
     quarter = np.maximum(disc, -np.minimum(u, v))  # the largest of two distances intersects
     part_dict = {
         "keyPoint_1": (ring, level, upright),
-        "keyPoint_2": (ring, quarter, np.maximum(disc, np.maximum(u, v))),
+        "keyPoint_2": (ring, level, upright, quarter),
         "ring": (ring,), "cross": (level, upright), "disc": (disc,), "screw": (ring, level),
         "three arms": (ring, level, np.maximum(upright, -v)),
         "half": (ring, np.maximum(disc, u)), "quarter": (ring, quarter),
-        "three quarters": (ring, np.maximum(disc, np.minimum(u, v))),
+        "two quarters": (ring, level, upright, quarter, np.maximum(disc, np.maximum(u, v))),
         "paper": (np.maximum(np.abs(u), np.abs(v)) - 17,),
         "strip": (np.maximum(np.abs(u) - 26, np.abs(v) - 6),)}
     return functools.reduce(np.minimum, part_dict[name])  # the smallest joins
 
 
-def paint(image_3d_array, x, y, name, colour, angle, scale, tilt=0.0, opacity=1.0, softness=1):
+def paint(image_3d_array, x, y, name, colour, angle, scale, tilt=0.0, softness=1, opacity=1.0):
     """Paint a shape at the sub-pixel place (x, y) into an image, uint8 `[1920, 320, 3]`."""
     reach = math.ceil(28 * scale)  # px
     top, left = max(0, int(y) - reach), max(0, int(x) - reach)
@@ -78,7 +79,7 @@ def paint(image_3d_array, x, y, name, colour, angle, scale, tilt=0.0, opacity=1.
 def draw_scene(rng):
     """An amber panel, a dark rod and its holder; the light of each 8x8 px; the holder's middle."""
     few = Image.fromarray(rng.normal(1, 0.12, (5, 16)).astype(np.float32))
-    light_2d_array = np.array(few.resize((WIDTH // 8, HEIGHT // 8)))  # upright streaks
+    light_2d_array = np.array(few.resize((WIDTH // 8, HEIGHT // 8), BILINEAR))  # upright streaks
     y, x = np.mgrid[:HEIGHT:8, :WIDTH:8] - rng.uniform(0, (HEIGHT, WIDTH))[:, None, None]
     if rng.random() < 0.5:  # a shadow with a slanting, soft edge
         depth = ((x + y * rng.uniform(-1, 1)) / rng.uniform(16, 60)).clip(0, 1)
@@ -89,7 +90,7 @@ def draw_scene(rng):
     light_2d_array = light_2d_array.clip(0.5, 2)
     panel, dark = ((light_2d_array[:, :, None] * colour).clip(0, 255).astype(np.uint8)
                    for colour in (rng.uniform((165, 105, 30), (215, 150, 70)), [35, 30, 27]))
-    image, dark = (Image.fromarray(lit).resize((WIDTH, HEIGHT)) for lit in (panel, dark))
+    image, dark = (Image.fromarray(lit).resize((WIDTH, HEIGHT), BILINEAR) for lit in (panel, dark))
     x, y = rng.integers((90, 150), (WIDTH - 90, HEIGHT - 150)).tolist()
     width, height = rng.integers((50, 75), (80, 150)).tolist()  # half of the holder's
     rod_box = (x - 20, 0, x + 20, y) if rng.random() < 0.5 else (x - 20, y, x + 20, HEIGHT)
@@ -108,17 +109,17 @@ def find_place(rng, holder, place_list):
             return x, y
 
 
-def paint_mark(image_3d_array, rng, x, y, name, light):
+def paint_mark(image_3d_array, rng, x, y, name, light, softness):
     """Paint a mark: dark ink on bright ground, bright paint on dark, on paper where it is both."""
     angle, scale = math.radians(rng.triangular(-25, 0, 25)), rng.triangular(0.75, 1, 1.25)
-    pose = angle, scale, rng.uniform(-TILT, TILT)
+    pose = angle, scale, rng.uniform(-TILT, TILT), softness
     ground = image_3d_array[max(0, int(y) - 16):int(y) + 16, max(0, int(x) - 16):int(x) + 16]
     if np.ptp(ground.mean(axis=2)) > 60 * light or rng.random() < 0.1:
         ground = np.array([205, 190, 160]) * rng.uniform(0.7, 1) * light
         paint(image_3d_array, x, y, "paper", ground, *pose)
     ink = [45, 30, 20] if ground.mean() > 85 * light else [215, 195, 150]
     ink = np.array(ink) * rng.uniform(0.6, 1.1) * light
-    opacity = max(rng.uniform(0.3, 1), LEAST_CONTRAST / abs(ground.mean() - ink.mean()))
+    opacity = max(rng.uniform(0.25, 1), LEAST_CONTRAST / abs(ground.mean() - ink.mean()))
     paint(image_3d_array, x, y, name, ink, *pose, min(opacity, 1))
     if rng.random() < HIDDEN_SHARE:
         # The strip's near side passes the middle at 0.4 to 0.8 of the mark's radius, 14 px: it
@@ -131,16 +132,17 @@ def paint_mark(image_3d_array, rng, x, y, name, light):
 
 
 def photograph(image_3d_array, rng):
-    """Light, colour, contrast, focus, motion, noise, by Pillow: numpy takes ten times as long."""
+    """Light, colour, contrast, motion, noise, by Pillow: numpy takes ten times as long."""
     grey_1d_array = 75 + (np.arange(256) - 75) * rng.uniform(0.75, 1.15)
     gain_2d_array = rng.uniform(0.8, 1.15) * rng.normal(1, 0.04, (3, 1))  # red, green, blue
     table = (gain_2d_array * grey_1d_array).clip(0, 255).astype(int).ravel().tolist()
-    blur_list = [rng.uniform(0, 0.8)] * 2  # px, to each side, in x and in y
-    if rng.random() < 0.3:
-        blur_list[rng.integers(2)] = rng.uniform(0.8, 2)  # it moved by up to 5 px
-    image = Image.fromarray(image_3d_array).point(table).filter(ImageFilter.BoxBlur(blur_list))
+    image = Image.fromarray(image_3d_array).point(table)
+    if rng.random() < 0.3:  # it moved by up to 5 px, in x or in y
+        blur_list = rng.permutation([rng.uniform(0.8, 2), 0]).tolist()  # px to each side
+        image = image.filter(ImageFilter.BoxBlur(blur_list))
     strength = rng.uniform(0.015, 0.1)  # random bytes, 0 to 255, become noise of spread 1 to 7
-    noise = Image.frombytes("RGB", image.size, rng.bytes(image_3d_array.size))
+    number_1d_array = rng.integers(2 ** 64, size=image_3d_array.size // 8, dtype=np.uint64)
+    noise = Image.frombytes("RGB", image.size, number_1d_array.tobytes())
     noise = noise.point([round(128 + (value - 127.5) * strength) for value in range(256)] * 3)
     return ImageChops.add(image, noise, offset=-128)
 
@@ -149,12 +151,13 @@ def draw_picture(index, seed, folder):
     """Draw image number `index`, folder/00042.jpg and .xml: the same for the same seed."""
     rng = np.random.default_rng([seed, index])
     image_3d_array, light_2d_array, holder = draw_scene(rng)
-    place_list, keypoint_list = [], []
+    place_list, keypoint_list, softness = [], [], rng.uniform(1, 2.2)  # px; 1 is in focus
     name_list = rng.permutation(MARK_LIST)[:rng.choice(3, p=MARK_COUNT_SHARES)].tolist()
     for name in name_list + rng.choice(DECOY_LIST, size=rng.poisson(DECOYS)).tolist():
         x, y = find_place(rng, holder, place_list)
         place_list.append((x, y))
-        paint_mark(image_3d_array, rng, x, y, name, light_2d_array[int(y) // 8, int(x) // 8])
+        light = light_2d_array[int(y) // 8, int(x) // 8]
+        paint_mark(image_3d_array, rng, x, y, name, light, softness)
         if name in MARK_LIST:  # labelled with a box of 30x30 px, however large it is
             keypoint_list.append({"class": name, "box": [x - 15, y - 15, x + 15, y + 15]})
     path = folder / f"{index:05d}.jpg"

@@ -21,8 +21,10 @@ MARK_LIST = ["keyPoint_1", "keyPoint_2"]
     (60, 50, 0, 1), (60.25, 49.5, 0.1, 1), (59.99, 50.73, -0.2, 0.9), (60.5, 50.5, 1.0, 1.1)])
 def test_a_marks_middle_is_painted_at_the_sub_pixel_place(name, x, y, angle, scale):
     image_3d_array = np.zeros((100, 120, 3), np.float32)
+    turned_3d_array = np.zeros_like(image_3d_array)  # both together are the same upside down
     drawing.paint(image_3d_array, x, y, name, np.ones(3), angle, scale)
-    assert math.dist(centroid(image_3d_array[:, :, 0]), (x, y)) < 0.05
+    drawing.paint(turned_3d_array, x, y, name, np.ones(3), angle + math.pi, scale)
+    assert math.dist(centroid((image_3d_array + turned_3d_array)[:, :, 0]), (x, y)) < 0.05
     assert 200 < image_3d_array[:, :, 0].sum() < 800  # px of ink
 
 

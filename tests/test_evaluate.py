@@ -161,7 +161,7 @@ def test_errors_are_told_in_px_of_the_users_images():
     assert result["error_px"]["mean"] == pytest.approx(16 / 3)
     assert result["error_px"]["within_3px"] == 1 / 3
     assert result["recall_within"] == {"2px": 1 / 6, "5px": 1 / 6, "10px": 0.5}
-    (_, text), = [evaluate.describe(*case, CATEGORIES, 0.5) for case in
+    (_, text), = [evaluate.describe_pair(*case, CATEGORIES, 0.5) for case in
                   pairs(points([(1, 50, 54)]), points([(1, 50, 50)]))]
     assert text == "left at x 100, y 100: 8.00 px off"
 

@@ -298,7 +298,7 @@ def test_the_layer_table_is_that_of_the_network():
 
 
 def test_the_worked_example_is_what_match_says():
-    gt_offset_4d_array, gt_class_id_3d_array = model.match(np.array([[0, 2, 157.63, 931.05]]),
+    gt_offset_4d_array, gt_class_id_3d_array = model.match(np.array([[0, 2, 67.81, 1340.67]]),
                                                            1, 60, 10)
     expected_list = []
     for row, column in np.argwhere(gt_class_id_3d_array[0]):
