@@ -145,7 +145,7 @@ def decode(output_4d: torch.Tensor, max_per_class: int = 1, threshold: float = 0
     Where it is 1, the best cell of each class answers; else each cell that beats its neighbours.
     """
     # softmax makes probabilities of scores: exp(score) / sum of exp over the cell's classes. Scores
-    # 0, 3, 1 give 1 + 20.1 + 2.7 = 23.8, so 0.04, 0.84, 0.11. dim=1 is where the classes lie.
+    # 0, 1, 3 give 1 + 2.7 + 20.1 = 23.8, so 0.04, 0.11, 0.84. dim=1 is where the classes lie.
     score_4d = output_4d[:, 2:].softmax(dim=1)[:, 1:]  # [N, 2, 60, 10]; background is left out
     priors_3d = make_priors(*score_4d.shape[2:], output_4d.device)  # [2, 60, 10]
     place_4d = priors_3d + output_4d[:, :2] * OFFSET_UNIT  # [N, 2, 60, 10]

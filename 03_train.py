@@ -8,7 +8,7 @@ Reads   data/dataset.json and the arrays that 01_prepare_data.py wrote.
 Writes  data/weights.pt (to predict with; an earlier run's is kept as weights.old.pt),
         data/checkpoint.pt (for --resume), and in data/results: train_crops.png (what the network
         learns from), loss.png, hard_negatives.png (background that still costs).
-Time    four to six minutes on two CPU cores.
+Time    three to six minutes on two CPU cores.
 See     a loss that falls; both of its parts fall, on the validation split too.
 Next    python 04_evaluate.py --split val says how good the result is.
 
