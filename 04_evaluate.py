@@ -55,9 +55,9 @@ def predict(network, about_dict, image_list, change=lambda image: image):
         return [Keypoint(number, about_dict["category_list"].index(found["class"]), found["x"],
                          found["y"], found["score"]) for found in found_list]
 
-    # One thread at a time runs Python, but PyTorch, numpy and Pillow let go of that lock while they
-    # compute: an image for each core takes less time than all cores for one image.
-    with ThreadPoolExecutor(THREADS) as pool:
+    # PyTorch, numpy and Pillow let go of Python's lock while they compute: an image for each core
+    # takes less time than all cores for one. Each thread must be told: main's setting is not its.
+    with ThreadPoolExecutor(THREADS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(find, range(len(image_list))))
 
 
@@ -375,7 +375,7 @@ def main():
     options = parser.parse_args()
     if not 0 <= options.threshold <= 1:
         parser.error("--threshold must lie between 0 and 1")
-    torch.set_num_threads(1)  # for an image; see predict
+    torch.set_num_threads(1)  # for speed; see predict
     network, about_dict, image_list, truths_list, file_list = load(options.data, options.split)
     category_list, scale = about_dict["category_list"], about_dict["scale"]
 

@@ -134,8 +134,8 @@ def predict_file(network, about_dict: dict, options, folder: Path, path: Path, n
     stem = "".join(letter if letter.isprintable() else "_" for letter in path.stem[:60])
     name = f"{number:04}_{stem}"  # a/1.jpg and b/1.jpg stay apart
     drawn = Image.fromarray(image_3d_array)
-    draw_keypoints(drawn, keypoint_list, category_list)
-    if options.out or not options.json:  # who only asks for JSON need not wait for drawings
+    if options.map or options.out or not options.json:  # for JSON alone nothing is drawn
+        draw_keypoints(drawn, keypoint_list, category_list)
         drawn.save(folder / f"{name}.jpg", quality=JPEG_QUALITY)
     if options.map:
         draw_map(folder / f"{name}_map.png", drawn, image_3d_array, map_3d_array,
@@ -160,8 +160,9 @@ def predict_files(network, about_dict: dict, options, path_list: list[Path]) -> 
     (folder / "labelimg" if options.xml else folder).mkdir(parents=True, exist_ok=True)
     start_time, entry_list = time.perf_counter(), []
     predict = functools.partial(predict_file, network, about_dict, options, folder)
-    # PyTorch and Pillow let go of Python's lock: threads use all cores. Matplotlib has one only.
-    with ThreadPoolExecutor(1 if options.map else THREADS) as pool:
+    # A thread a core; main's set_num_threads is not theirs. Matplotlib bears one thread only.
+    with ThreadPoolExecutor(1 if options.map else THREADS, initializer=torch.set_num_threads,
+                            initargs=(1,)) as pool:
         for number, (entry, line) in enumerate(pool.map(predict, path_list, count(1)), start=1):
             print(f"{number}/{len(path_list)}  {line}", flush=True)
             entry_list += [entry] if entry else []
@@ -197,7 +198,6 @@ def main() -> None:
     for name, path in (("--out", options.out), ("--json", options.json)):
         if path and path.exists():
             raise UserError(f"{path}: is there already; choose a new name for {name}")
-    torch.set_num_threads(1)  # a core for each image; sums then come in one order
     predict_files(*model.load_weights(options.data), options, collect_images(options))
 
 

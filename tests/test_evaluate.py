@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from conftest import Sees, call_main, load, sentence_of
+from conftest import REPOSITORY, Sees, call_main, load, sentence_of
 
 model, evaluate = load("02_model"), load("04_evaluate")
 Keypoint = evaluate.Keypoint
@@ -525,3 +528,28 @@ def test_weights_of_other_data_end_in_a_sentence_with_the_command_that_helps(
 def test_a_threshold_lies_between_0_and_1(monkeypatch, capsys, threshold):
     assert call_main(evaluate, monkeypatch, "--threshold", threshold)[0] == 2
     assert "--threshold must lie between 0 and 1" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+def test_each_thread_of_the_pool_computes_on_one_core_alone():
+    """main's set_num_threads(1) is not theirs: OpenMP would give each as many as there are cores."""
+    code = """if 1:
+        import importlib, os
+        import numpy as np
+        import torch
+        evaluate, count_list = importlib.import_module("04_evaluate"), []
+        network = evaluate.model.KeypointNet(3).eval()
+        about_dict = {"category_list": ["background", "a", "b"], "max_per_class": 1, "scale": 1.0,
+                      "box_size": [30, 30]}
+        evaluate.THREADS = 2
+        def change(image):
+            count_list.append(len(os.listdir("/proc/self/task")))
+            return image
+        before = len(os.listdir("/proc/self/task"))
+        images = list(np.zeros((8, 320, 320, 3), np.uint8))
+        evaluate.predict(network, about_dict, images, change)
+        print(max(count_list) - before)
+    """
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                            cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "2"}).stdout
+    assert int(output) == 2
