@@ -329,7 +329,7 @@ def test_the_settings_that_the_study_guide_quotes_are_those_of_the_scripts():
 
 
 def test_the_sums_of_the_study_guide_come_out():
-    text = read_doc("study_guide.md")
+    text = joined(read_doc("study_guide.md"))
     left_side, right_side = r"([\d(][\d,.()]*(?: [-+x/] [\d,.()]+)+)", r"([\d,]*\d(?:\.\d+)?)"
     sum_list = re.findall(f"{left_side} = {right_side}", text)
     assert len(sum_list) >= 8
