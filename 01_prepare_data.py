@@ -51,7 +51,7 @@ def read_labels(xml_path: Path, width: int, height: int) -> list[dict]:
         return [read_object(node, number, width, height)
                 for number, node in enumerate(root.findall("object"), start=1)]
     except (ElementTree.ParseError, LookupError, ValueError) as error:
-        raise UserError(f"{xml_path}: {str(error)[:250]}; mend it in your label tool") from None
+        raise UserError(f"{xml_path}: {str(error)[:250]}; fix it in your label tool") from None
 
 
 def read_object(node, number: int, width: int, height: int) -> dict:
@@ -297,7 +297,7 @@ def find_pairs(folder: Path, problem_list: list[str]) -> list[tuple[Path, Path]]
             problem = "has no image beside it; bring the image back"
             if len(group) > 1:
                 problem = ("which belongs to which? An image (.jpg, .png) and an .xml (Pascal "
-                           "VOC), spelled alike, are a pair; mend names, or save in these formats")
+                           "VOC), spelled alike, are a pair; fix names, or save in these formats")
             elif image_list:
                 problem = f"has no {group[0].stem}.xml beside it; bring it here, or label the image"
             names = ", ".join(ascii(path.name)[1:-1] for path in group)
@@ -342,7 +342,7 @@ def read_source(source: Path, scale: float, skip_bad: bool) -> dict:
     if len(problem_list) > 50:
         print(f"... and {len(problem_list) - 50} more like these")
     if problem_list and not skip_bad:
-        raise UserError(f"{source}: {len(problem_list)} bad files, listed above; mend them, or "
+        raise UserError(f"{source}: {len(problem_list)} bad files, listed above; fix them, or "
                         "leave them out with --skip-bad")
     return example_dict
 

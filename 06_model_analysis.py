@@ -114,7 +114,7 @@ def predict_peak(row_list, batch: int) -> int:
 def check(what: str, by_formula, by_pytorch, tolerance: float = 0.0) -> None:
     """End the script where the two differ by more than `tolerance`, a share."""
     if not np.allclose(by_formula, by_pytorch, rtol=tolerance, atol=0):
-        raise UserError(f"{what}: the formula says {by_formula}, PyTorch {by_pytorch}; mend the "
+        raise UserError(f"{what}: the formula says {by_formula}, PyTorch {by_pytorch}; fix the "
                         "formula in 06_model_analysis.py, or what was changed in 02_model.py")
 
 

@@ -27,7 +27,7 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns; ours refuses
 
 
 class UserError(Exception):
-    """Something that the user can mend: one sentence with the file, the value and the fix."""
+    """Something that the user can fix: one sentence with the file, the value and the remedy."""
 
 
 def run_main(main) -> None:
