@@ -135,28 +135,6 @@ def to_label_array(example_list: list[dict], category_list: list[str]) -> np.nda
     return np.array(row_list, np.float32).reshape(-1, 4)
 
 
-def write_labelimg_xml(path: Path, image_name: str, width: int, height: int,
-                       keypoint_list: list[dict]) -> None:
-    """Write keypoints (dicts with "class" and "box") as LabelImg does; a box is cut at the edge.
-
-    Two decimals are kept. LabelImg opens them, but saves whole px, truncated: 0.5 px up and left.
-    """
-    name = escape(image_name)
-    text = (f"<annotation><folder>{escape(path.parent.name)}</folder>\n"
-            f"<filename>{name}</filename><path>{name}</path>\n"
-            f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>\n"
-            "<segmented>0</segmented>\n")
-    for keypoint in keypoint_list:
-        xmin, ymin, xmax, ymax = keypoint["box"]
-        box = [max(xmin, 0), max(ymin, 0), min(xmax, width), min(ymax, height)]
-        sides = "".join(f"<{side}>{value:.2f}</{side}>" for side, value in zip(SIDE_LIST, box))
-        text += (f"<object><name>{escape(keypoint['class'])}</name><pose>Unspecified</pose>\n"
-                 f"<truncated>{int(box != list(keypoint['box']))}</truncated>"
-                 f"<difficult>0</difficult>\n<bndbox>{sides}</bndbox></object>\n")
-    with replacing(path) as temporary:
-        temporary.write_text(f"{text}</annotation>\n", encoding="utf-8")
-
-
 # ---------------------------------------------------------------- splits and arrays
 
 def split_off(example_list: list[dict], seed: int, limit: float, keep: int) -> tuple:
@@ -228,6 +206,28 @@ def collect_facts(split_dict: dict, scale: float) -> dict:
 
 
 # ---- The lesson ends here; what follows makes it comfortable to use.
+
+def write_labelimg_xml(path: Path, image_name: str, width: int, height: int,
+                       keypoint_list: list[dict]) -> None:
+    """Write keypoints (dicts with "class" and "box") as LabelImg does; a box is cut at the edge.
+
+    Two decimals are kept. LabelImg opens them, but saves whole px, truncated: 0.5 px up and left.
+    """
+    name = escape(image_name)
+    text = (f"<annotation><folder>{escape(path.parent.name)}</folder>\n"
+            f"<filename>{name}</filename><path>{name}</path>\n"
+            f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>\n"
+            "<segmented>0</segmented>\n")
+    for keypoint in keypoint_list:
+        xmin, ymin, xmax, ymax = keypoint["box"]
+        box = [max(xmin, 0), max(ymin, 0), min(xmax, width), min(ymax, height)]
+        sides = "".join(f"<{side}>{value:.2f}</{side}>" for side, value in zip(SIDE_LIST, box))
+        text += (f"<object><name>{escape(keypoint['class'])}</name><pose>Unspecified</pose>\n"
+                 f"<truncated>{int(box != list(keypoint['box']))}</truncated>"
+                 f"<difficult>0</difficult>\n<bndbox>{sides}</bndbox></object>\n")
+    with replacing(path) as temporary:
+        temporary.write_text(f"{text}</annotation>\n", encoding="utf-8")
+
 
 def check_frame(root, width: int, height: int) -> None:
     """Is it Pascal VOC, and of this image? Raises ValueError with what is there in its place."""
