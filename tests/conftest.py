@@ -23,6 +23,12 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"
 
 torch.set_num_threads(1)  # the networks here are tiny: more threads would only wait for each other
 
+# In the background or under nohup signals are ignored, and the scripts that tests start would
+# inherit that: then nothing could be stopped.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 
 def load(name):
     """A script as a module; its name starts with a digit, so `import` cannot say it."""
