@@ -337,3 +337,22 @@ def test_the_sums_of_the_study_guide_come_out():
         value = eval(left.replace(",", "").replace("x", "*"))
         assert is_rounded(right.replace(",", ""), value), (left, right)
     assert f"= {model.receptive_field()[0]} px" in text
+
+
+def test_the_default_run_as_printed_has_the_shape_that_the_scripts_print():
+    training, evaluation, analysis_block, *_ = blocks(read_doc("results.md"), "text")
+    line_list = training.splitlines()
+    form = (rf"(\d+)/{train.UPDATES}  loss ([\d. ]+) = ([\d. ]+) \+ {train.U:g} x ([\d. ]+)  "
+            r"lr \d\.\de-\d\d  +[\d.]+ ms a step, [\d.]+ waiting  \d+:\d\d left")
+    for number, line in enumerate(line_list, start=1):
+        update, loss, location, confidence = map(float, re.fullmatch(form, line).groups())
+        assert update == number * train.SAVE_EVERY
+        assert abs(loss - location - train.U * confidence) < 2e-4
+    assert len(line_list) == train.UPDATES // train.SAVE_EVERY
+    result_dict = json.loads(read_doc("results.json"))
+    row, = re.findall(r"^   overall +([\d.]+) +([\d.]+) +[\d.]+ +\d+ +([\d.]+) +([\d.]+)$",
+                      evaluation, re.MULTILINE)
+    for name, figure in zip(("precision", "recall", "mean_error_px", "p95_px"), row):
+        assert is_rounded(figure, result_dict[name]), (name, figure)
+    assert re.findall(r"^(\d)\. ([A-Z]+):", analysis_block, re.MULTILINE) == [
+        ("1", "SHAPES"), ("2", "PARAMETERS")]
