@@ -218,7 +218,7 @@ def load_weights(data_folder: Path) -> tuple[KeypointNet, dict]:
     """The data folder's network in evaluation mode, and what it knows of its data.
 
     That is "category_list", "box_size" (px), "max_per_class", "scale" and "checksum_list" (of the
-    images it learned from). weights_only=True executes nothing that a file may hold.
+    images it learned from). weights_only=True by design runs no code from a file.
     """
     path = data_folder / "weights.pt"
     if not path.exists() and data_folder.resolve() == DATA_FOLDER.resolve():

@@ -462,8 +462,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.updates < 1 or not 0 <= options.seed < 2 ** 32:
         parser.error("--updates must be at least 1 and --seed at least 0 and below 2**32")
-    if options.data.resolve() == DATA_FOLDER.resolve() and not (
-            DATA_FOLDER / "dataset.json").exists():
+    is_default = options.data.resolve() == DATA_FOLDER.resolve()
+    if is_default and not (DATA_FOLDER / "dataset.json").exists():
         print("data holds no data set yet; 01_prepare_data.py draws one", flush=True)
         run_script("01_prepare_data.py")
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one core is the loader's

@@ -134,8 +134,8 @@ def predict_file(network, about_dict: dict, options, folder: Path, path: Path, n
     stem = "".join(letter if letter.isprintable() else "_" for letter in path.stem[:60])
     name = f"{number:04}_{stem}"  # a/1.jpg and b/1.jpg stay apart
     drawn = Image.fromarray(image_3d_array)
-    if options.map or options.out or not options.json:  # for JSON alone nothing is drawn
-        draw_keypoints(drawn, keypoint_list, category_list)
+    draw_keypoints(drawn, keypoint_list, category_list)
+    if options.out or not options.json:  # who only asks for JSON need not wait for drawings
         drawn.save(folder / f"{name}.jpg", quality=JPEG_QUALITY)
     if options.map:
         draw_map(folder / f"{name}_map.png", drawn, image_3d_array, map_3d_array,

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where common.py lies
-from common import UserError, make_parser, replacing, run_main
+from common import UserError, make_parser, run_main
 
 write_labelimg_xml = importlib.import_module("01_prepare_data").write_labelimg_xml
 

@@ -90,11 +90,11 @@ def main():
                            if truth and found and truth.class_id == found.class_id})
     both_set, middle = right_list[0] & right_list[1], np.median(list(faintest_dict.values()))
     row_list = [("", "precision", "recall", "F1", "mean px")]
-    plain_set = {number for number, spread in faintest_dict.items() if spread >= middle}
+    plain_dict = {number: spread >= middle for number, spread in faintest_dict.items()}
     for part, is_in in (
             ("all", lambda truth, number: True),
-            ("plain half", lambda truth, number: number in plain_set),
-            ("faint half", lambda truth, number: number in faintest_dict.keys() - plain_set),
+            ("plain half", lambda truth, number: plain_dict.get(number, False)),
+            ("faint half", lambda truth, number: not plain_dict.get(number, True)),
             ("found by both", lambda truth, number: truth in both_set)):
         for name, pair_list in pairs_dict.items():
             own_list = [(truth, found) for truth, found in pair_list

@@ -100,6 +100,8 @@ def test_json_has_the_format_of_the_design_and_drawn_images_their_size(
 def test_with_json_alone_nothing_is_drawn(data, tmp_path, monkeypatch, capsys):
     call(monkeypatch, capsys, "--data", data, "--json", tmp_path / "found.json")
     assert names_in(data / "results" / "predictions") == []
+    call(monkeypatch, capsys, "--data", data, "--json", tmp_path / "again.json", "--map")
+    assert {name[-8:] for name in names_in(data / "results" / "predictions")} == {"_map.png"}
 
 
 def test_a_score_counts_unrounded(data, tmp_path, monkeypatch, capsys):
